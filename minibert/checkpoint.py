@@ -1,0 +1,211 @@
+"""Checkpoints: published names in the file, ours in the model, one table between.
+
+A checkpoint is a folder with config.json and model.safetensors. Published files differ: with or without
+the prefix `bert.`, LayerNorm's tensors called gamma/beta or weight/bias, float32, float16 or bfloat16.
+All of them load; everything is float32 in memory. What a file lacks, has too much, or holds in another
+shape is an error that names it; what is known and not needed (`cls.*`, `position_ids`) is listed.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from minibert.errors import InputError
+from minibert.files import read_json, replace_file, write_json
+from minibert.model import Bert, BertClassifier, BertConfig
+
+log = logging.getLogger("minibert")
+
+# Ours -> published, each with .weight and .bias where it has them; {i} is the layer. Several published
+# names: concatenated along the first dimension.
+NAMES = {
+    "embeddings.word": ["embeddings.word_embeddings"],
+    "embeddings.position": ["embeddings.position_embeddings"],
+    "embeddings.token_type": ["embeddings.token_type_embeddings"],
+    "embeddings.norm": ["embeddings.LayerNorm"],
+    "layers.{i}.attention.qkv": [
+        "encoder.layer.{i}.attention.self.query",
+        "encoder.layer.{i}.attention.self.key",
+        "encoder.layer.{i}.attention.self.value",
+    ],
+    "layers.{i}.attention.output": ["encoder.layer.{i}.attention.output.dense"],
+    "layers.{i}.attention_norm": ["encoder.layer.{i}.attention.output.LayerNorm"],
+    "layers.{i}.feed_forward.input": ["encoder.layer.{i}.intermediate.dense"],
+    "layers.{i}.feed_forward.output": ["encoder.layer.{i}.output.dense"],
+    "layers.{i}.feed_forward_norm": ["encoder.layer.{i}.output.LayerNorm"],
+    "pooler.dense": ["pooler.dense"],
+}
+
+# Published tensors that a classifier has no use for: the pretraining heads, a list of 0..511, and the
+# pooler where pool="mean" has none.
+UNUSED = re.compile(r"cls\..*|embeddings\.position_ids|pooler\.dense\.(weight|bias)")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of a checkpoint's tensors: published names not used, our names not in the file."""
+
+    unused: tuple[str, ...]
+    drawn: tuple[str, ...]
+
+
+def published_names(ours: str) -> list[str]:
+    """`layers.0.attention.qkv.bias` -> its published names, without prefix; the head's are `classifier.*`."""
+    if ours.startswith("head."):
+        return ["classifier." + ours.removeprefix("head.").removeprefix("linear.")]
+    stem, _, leaf = ours.removeprefix("bert.").rpartition(".")
+    layer = re.match(r"layers\.(\d+)\.", stem)
+    key = stem if layer is None else stem.replace(layer[0], "layers.{i}.", 1)
+    return [f"{name.format(i=layer and layer[1])}.{leaf}" for name in NAMES[key]]
+
+
+def normal_name(name: str) -> str:
+    """A name as some file spells it -> the table's spelling: no prefix, weight and bias for gamma and beta."""
+    name = name.removeprefix("bert.")
+    return re.sub(r"(LayerNorm\.)(gamma|beta)$", lambda m: m[1] + {"gamma": "weight", "beta": "bias"}[m[2]], name)
+
+
+def read_config(path: str | Path) -> BertConfig:
+    """The network's numbers from PATH/config.json.
+
+    Raises:
+        InputError: no such folder or file, not JSON, or a network that is not this BERT.
+    """
+    if not Path(path).is_dir():
+        raise InputError(f"{path} is not a folder; a checkpoint is a folder with config.json and model.safetensors")
+    try:
+        return BertConfig.from_dict(read_json(Path(path) / "config.json"))
+    except InputError:
+        raise
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{Path(path) / 'config.json'}: {error}") from None
+
+
+def read_labels(path: str | Path) -> list[str] | None:
+    """The class names that PATH/config.json holds, in the order of the logits; None where it has none."""
+    names = read_json(Path(path) / "config.json").get("id2label")
+    return names and [names[key] for key in sorted(names, key=int)]
+
+
+def load_encoder(path: str | Path, pool: str = "cls") -> Bert:
+    """A folder with config.json and model.safetensors -> `Bert`, in eval mode.
+
+    Raises:
+        InputError: the file is missing, truncated, or does not hold exactly this network's tensors.
+    """
+    model = Bert(replace(read_config(path), pool=pool))
+    load_weights(model, path)
+    return model.eval()
+
+
+def load_classifier(path: str | Path, head: nn.Module | None = None, pool: str | None = None) -> BertClassifier:
+    """As `load_encoder`, with a head: the file's own where it has one, else newly drawn, which is logged once.
+
+    Args:
+        head: a module from (B, D) to (B, C) to load `classifier.*` into, in place of the default head.
+        pool: "cls" or "mean"; None: as the folder's config.json says, else "cls".
+    """
+    model = BertClassifier(read_config(path), head=head, pool=pool)
+    report = load_weights(model, path)
+    if report.drawn:
+        log.warning("newly drawn, since %s has no such tensors: %s", path, ", ".join(report.drawn))
+    return model.eval()
+
+
+@torch.no_grad()
+def load_weights(model: Bert | BertClassifier, path: str | Path) -> LoadReport:
+    """Copy PATH/model.safetensors into `model`. Nothing is copied before all of it was checked.
+
+    A file with no `classifier.*` at all leaves the head as it is. A `Bert` has no head, so it leaves the file's
+    `classifier.*` aside.
+
+    Raises:
+        InputError: as load_encoder.
+    """
+    file_path = Path(path) / "model.safetensors"
+    if not file_path.is_file():
+        pickled = " (pytorch_model.bin is a pickle and is never opened: save the model as safetensors)"
+        raise InputError(
+            f"there is no model.safetensors in {path}{pickled if (Path(path) / 'pytorch_model.bin').exists() else ''}"
+        )
+    try:
+        file = safe_open(file_path, framework="pt")
+    except SafetensorError as error:
+        raise InputError(f"{file_path} is not a whole safetensors file ({error}); fetch or copy it again") from None
+    with file:
+        there = {normal_name(name): name for name in file.keys()}  # noqa: SIM118
+        with_head = any(name.startswith("classifier.") for name in there)
+        wanted: list[tuple[str, Tensor, list[str]]] = []
+        drawn, missing, wrong = [], [], []
+        for ours, tensor in model.state_dict().items():
+            names = published_names(ours)
+            absent = [name for name in names if name not in there]
+            if absent and ours.startswith("head.") and not with_head:
+                drawn.append(ours)
+            elif absent:
+                missing += absent
+            else:
+                shapes = [file.get_slice(there[name]).get_shape() for name in names]
+                expected = [tensor.shape[0] // len(names), *tensor.shape[1:]] if tensor.dim() else []
+                wrong += [f"{n} has {s}, not {expected}" for n, s in zip(names, shapes) if s != expected]
+                wanted.append((ours, tensor, names))
+        if wrong:
+            raise InputError(f"{file_path}: wrong shapes for its config.json: {brief(wrong)}")
+        if missing:
+            hint = "; pool mean needs no pooler" if all(name.startswith("pooler.") for name in missing) else ""
+            raise InputError(f"{file_path} lacks {brief(missing)}{hint}")
+        left = there.keys() - {name for _, _, names in wanted for name in names}
+        headless = isinstance(model, Bert)
+        unused = {n for n in left if UNUSED.fullmatch(n) or (headless and n.startswith("classifier."))}
+        if left - unused:
+            raise InputError(f"{file_path} holds tensors this network has no place for: {brief(sorted(left - unused))}")
+        for _, tensor, names in wanted:
+            parts = [file.get_tensor(there[name]).to(tensor.dtype) for name in names]
+            tensor.copy_(parts[0] if len(parts) == 1 else torch.cat(parts))
+    return LoadReport(tuple(sorted(there[name] for name in unused)), tuple(drawn))
+
+
+def save_pretrained(model: Bert | BertClassifier, path: str | Path, labels: list[str] | None = None) -> None:
+    """Write `model` to PATH/config.json and PATH/model.safetensors, under the published names.
+
+    Args:
+        labels: the names of the classes, in the order of the logits; None: LABEL_0, LABEL_1, ...
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    config = model.config.to_dict()
+    prefix = ""
+    if isinstance(model, BertClassifier):
+        prefix = "bert."
+        labels = labels or [f"LABEL_{i}" for i in range(model.config.num_labels)]
+        config["id2label"] = {str(i): label for i, label in enumerate(labels)}
+        config["label2id"] = {label: i for i, label in enumerate(labels)}
+    del config["num_labels"]  # id2label says it
+    config["architectures"] = ["BertForSequenceClassification" if prefix else "BertModel"]
+    write_json(path / "config.json", config)
+    save_weights(model, path)
+
+
+def save_weights(model: Bert | BertClassifier, path: Path) -> None:
+    """The tensors alone, in one step: PATH/model.safetensors is the old file or the new one, never a part."""
+    prefix = "bert." if isinstance(model, BertClassifier) else ""
+    tensors = {}
+    for ours, tensor in model.state_dict().items():
+        names = published_names(ours)
+        for name, part in zip(names, tensor.detach().cpu().chunk(len(names)) if len(names) > 1 else [tensor.cpu()]):
+            tensors[name if name.startswith("classifier.") else prefix + name] = part.contiguous()
+    replace_file(path / "model.safetensors", lambda beside: save_file(tensors, beside, {"format": "pt"}))
+
+
+def brief(items: list[str], most: int = 4) -> str:
+    """The first few of a list, and how many more."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more

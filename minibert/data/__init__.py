@@ -1,0 +1,144 @@
+"""From `--data` to tokenized, split examples with named labels.
+
+text files, windows  ->  Table  ->  splits  ->  texts  ->  ids  ->  Dataset  ->  batches
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from minibert.config import TrainConfig
+from minibert.data.splits import SPLITS, split_rows
+from minibert.data.table import Table, read_texts
+from minibert.data.windows import Encoding, read_motion, read_windows
+from minibert.errors import InputError
+from minibert.files import replace_file
+from minibert.seeds import Seeds
+from minibert.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Examples:
+    """One split, tokenized.
+
+    Attributes:
+        ids: n arrays of token ids, each as long as its text.
+        types: n arrays of token types, or None where no example has a second text.
+        labels: (n,) int64, places in Dataset.labels.
+        rows: (n,) int64, places in the data as it was read.
+    """
+
+    ids: list[np.ndarray]
+    types: list[np.ndarray] | None
+    labels: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three splits, the names of the labels, one line that describes them, and the hash of all that was read."""
+
+    train: Examples
+    val: Examples
+    test: Examples
+    labels: list[str]
+    summary: str
+    sha256: str
+
+
+def read_table(config: TrainConfig) -> Table:
+    """What `--data` names, before any split or encoding.
+
+    Raises:
+        InputError: not there, or not of the form that its kind asks for.
+    """
+    if config.data in ("motion", "motion-overlap"):
+        return read_motion(overlap=config.data == "motion-overlap")
+    path = Path(config.data).expanduser()
+    return read_windows(path) if path.suffix == ".npz" else read_texts(path, config.charset)
+
+
+def load_dataset(config: TrainConfig, tokenizer: Tokenizer) -> Dataset:
+    """Read, split, encode and tokenize `--data`.
+
+    Raises:
+        InputError: the data cannot be used; the line says what is wrong and where.
+    """
+    table = read_table(config)
+    parts = split_rows(table, Seeds.parse(config.seed).split)
+    labels = sorted(set(table.labels), key=table.label_order)
+    texts, how = table.texts, ""
+    if table.windows is not None:
+        encoding = Encoding.fit(config, table, parts["train"])
+        texts, how = encoding.texts(table.windows), f"; {encoding.describe()}"
+    ids, types, cut = tokenize(tokenizer, texts, table.pairs, config.max_length)
+    number = {label: place for place, label in enumerate(labels)}
+    y = np.array([number[label] for label in table.labels])
+    splits = {
+        name: Examples([ids[i] for i in rows], types and [types[i] for i in rows], y[rows], rows)
+        for name, rows in parts.items()
+    }
+    lengths = [len(row) for row in ids]
+    counts = " / ".join(f"{len(splits[name]):,}" for name in SPLITS)
+    summary = f"{table.name}: {counts} for training / validation / test, {len(labels)} classes{how}, "
+    summary += f"{min(lengths)} to {max(lengths)} tokens"
+    if cut:
+        summary += f" ({cut:,} of {len(ids):,} texts cut to --max-length {config.max_length})"
+    return Dataset(**splits, labels=labels, summary=summary, sha256=table.sha256)
+
+
+def tokenize(
+    tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None, max_length: int
+) -> tuple[list[np.ndarray], list[np.ndarray] | None, int]:
+    """Ids, token types (None without pairs) and the number of texts cut, from the cache where it has these texts."""
+    key = hashlib.sha256(tokenizer.to_json().encode())
+    for part in (str(max_length), *texts, "" if pairs is None else "pairs", *(pairs or [])):
+        key.update(hashlib.sha256(part.encode("utf-8", "surrogatepass")).digest())
+    cached = cache_folder() / f"{key.hexdigest()}.safetensors"
+    try:
+        flat = load_file(cached)
+    except (OSError, SafetensorError):  # not there, or not whole
+        ids, types, cut = tokenizer.encode(texts, pairs, max_length)
+        flat = {
+            "ids": np.concatenate([np.asarray(row, np.int32) for row in ids]),
+            "types": np.concatenate([np.asarray(row, np.uint8) for row in types]),
+            "lengths": np.array([len(row) for row in ids]),
+            "cut": np.array([cut]),
+        }
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(cached, lambda beside: save_file(flat, beside))
+        except OSError:
+            pass  # a cache that cannot be written costs time, nothing else
+    ends = np.cumsum(flat["lengths"])[:-1]
+    types = None if pairs is None else np.split(flat["types"], ends)
+    return np.split(flat["ids"], ends), types, int(flat["cut"][0])
+
+
+def cache_folder() -> Path:
+    """$MINIBERT_CACHE, else minibert/ in the user's cache folder."""
+    if os.environ.get("MINIBERT_CACHE"):
+        return Path(os.environ["MINIBERT_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minibert"
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, name: str) -> None:
+    """
+    Raises:
+        InputError: the tokenizer and the word embedding do not belong together.
+    """
+    if tokenizer.vocab_size != vocab_size:
+        raise InputError(
+            f"{name}: the tokenizer has {tokenizer.vocab_size} words, the word embedding {vocab_size} rows;"
+            " take the tokenizer that was published with these weights"
+        )

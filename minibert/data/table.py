@@ -1,0 +1,158 @@
+"""Texts with labels, from a file or a folder."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minibert.errors import InputError
+
+COLUMNS = ("text", "label", "text_b", "group", "split")
+
+
+@dataclass(frozen=True)
+class Table:
+    """n rows as they were read: texts or windows, never both.
+
+    Attributes:
+        name: what to call it in one word.
+        labels: n class names.
+        sha256: the hash of the bytes that were read.
+        texts, pairs: n texts and n second texts, or None.
+        windows: (n, steps, channels) float32, in the units of the data, or None; with `channels` their names.
+        groups: n names of what must not stand in two splits (a person, a document), or None.
+        splits: n of "train", "val", "test", or None: split_rows decides.
+        label_order: the sort key that puts the class names in their order.
+        ranges: lowest and highest value of each channel, (channels, 2); None: to be taken from the training rows.
+    """
+
+    name: str
+    labels: list[str]
+    sha256: str
+    texts: list[str] | None = None
+    pairs: list[str] | None = None
+    windows: np.ndarray | None = None
+    channels: list[str] = field(default_factory=list)
+    groups: list[str] | None = None
+    splits: list[str] | None = None
+    label_order: Any = str
+    ranges: np.ndarray | None = None
+
+
+def read_texts(path: Path, charset: str = "utf-8") -> Table:
+    """A .csv, .tsv or .jsonl file with columns `text`, `label` and, if wanted, `text_b`, `group`, `split`; or a folder
+    of class folders of .txt files.
+
+    Raises:
+        InputError: no such file, unknown kind, a missing column, an empty text or label, not in `charset`.
+    """
+    readers = {".csv": read_separated, ".tsv": read_separated, ".jsonl": read_jsonl}
+    if path.is_dir():
+        rows, digest = read_folder(path, charset)
+    elif not path.exists():
+        raise InputError(f"--data {path}: no such file or folder; motion and motion-overlap are bundled")
+    elif path.suffix.lower() not in readers:
+        raise InputError(f"--data {path}: unknown kind; give .csv, .tsv, .jsonl, .npz or a folder of class folders")
+    else:
+        content = path.read_bytes()
+        text = decode(content, path, "utf-8-sig" if charset.lower() in ("utf-8", "utf8") else charset)
+        rows, digest = list(readers[path.suffix.lower()](path, text)), hashlib.sha256(content).hexdigest()
+    if not rows:
+        raise InputError(f"--data {path}: no examples in it")
+    columns: dict[str, list[str] | None] = {}
+    for column in COLUMNS:
+        present = sum(row.get(column) is not None for _, row in rows)
+        if column in ("text", "label") or present:
+            if present < len(rows):
+                where = next(where for where, row in rows if row.get(column) is None)
+                raise InputError(f"{where}: no {column!r}; found {', '.join(map(str, found(rows))) or 'nothing'}")
+            columns[column] = [str(row[column]) for _, row in rows]
+    for column, values in columns.items():
+        for (where, _), value in zip(rows, values):
+            if not value.strip():
+                raise InputError(f"{where}: empty {column!r}; fill it or take the row out")
+    return Table(
+        name=path.name, sha256=digest, texts=columns["text"], pairs=columns.get("text_b"), labels=columns["label"],
+        groups=columns.get("group"), splits=columns.get("split"), label_order=natural,
+    )  # fmt: skip
+
+
+Row = tuple[str, dict[str, Any]]  # where it stands, for messages; its columns
+
+
+def read_separated(path: Path, text: str) -> Iterator[Row]:
+    """Comma or tab separated, quoted as spreadsheets do, the first row naming the columns."""
+    limit = csv.field_size_limit(2**31 - 1)  # a text may be longer than the default 131,072 characters
+    try:
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        lacking = {"text", "label"} - set(reader.fieldnames or [])
+        if lacking:
+            names = ", ".join(reader.fieldnames or []) or "nothing"
+            raise InputError(f"{path}: no column {' or '.join(map(repr, sorted(lacking)))}; found {names}")
+        for row in reader:
+            if None in row:
+                raise InputError(f"{path}, line {reader.line_num}: more cells than columns; quote texts that hold them")
+            yield f"{path}, line {reader.line_num}", row
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}") from None
+    finally:
+        csv.field_size_limit(limit)
+
+
+def read_jsonl(path: Path, text: str) -> Iterator[Row]:
+    """One JSON object a line; blank lines are passed over."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{path}, line {number}: not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise InputError(f"{path}, line {number}: not an object with 'text' and 'label'")
+            yield f"{path}, line {number}", row
+
+
+def read_folder(path: Path, charset: str) -> tuple[list[Row], str]:
+    """PATH/CLASS/anything.txt, one text a file, in the order of the names."""
+    rows, digest = [], hashlib.sha256()
+    for folder in sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+        for file in sorted(folder.glob("*.txt")):
+            content = file.read_bytes()
+            digest.update(f"{folder.name}/{file.name}/{len(content)}/".encode() + content)
+            rows.append((str(file), {"text": decode(content, file, charset), "label": folder.name}))
+    if not rows:
+        raise InputError(f"--data {path}: no class folders with .txt files in it")
+    return rows, digest.hexdigest()
+
+
+def decode(content: bytes, path: Path, charset: str) -> str:
+    try:
+        return content.decode(charset)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: byte {error.start} is not {charset.removesuffix('-sig')}; convert the file,"
+            " or name its encoding, for example --charset cp1252"
+        ) from None
+    except LookupError:
+        raise InputError(f"--charset {charset}: no such encoding; utf-8, latin-1 and cp1252 are common") from None
+
+
+def found(rows: list[Row]) -> list[str]:
+    return sorted({str(name) for _, row in rows for name, value in row.items() if value is not None})
+
+
+def natural(label: str) -> tuple[int, float, str]:
+    """Numbers by value, then names by letter: 2 before 10."""
+    try:
+        return 0, float(label), label
+    except ValueError:
+        return 1, 0.0, label

@@ -1,0 +1,192 @@
+"""Windows of sensor data, and how a window becomes a text.
+
+A window is (steps, channels). First each channel is averaged down to `--steps` values, then it is written as
+
+    levels     each value a whole number from 0 to 99 over the channel's range, channel after channel:
+               "52 53 51 ... 40 41 ..."; each number is one word of BERT's vocabulary
+    grid       one number a step: the cell of a grid over all chosen channels together, `--grid-cells` in all
+    decimals   each value in its own unit, channel after channel: "0.98 1.02 ... -0.11 ..."
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minibert.config import TrainConfig
+from minibert.data.table import Table, natural
+from minibert.errors import InputError
+
+MOTION = Path(__file__).parent / "motion" / "hapt.npz"
+ACTIVITIES = ("walking", "walking upstairs", "walking downstairs", "sitting", "standing", "lying")
+CHANNELS = ("acc-x", "acc-y", "acc-z", "gyro-x", "gyro-y", "gyro-z")  # g and rad/s
+RANGES = ((-2.0, 2.0),) * 3 + ((-5.0, 5.0),) * 3
+TEST_PEOPLE, VAL_PEOPLE = (2, 4, 9, 10, 12), (13, 18, 20, 24)  # all from the data set's own nine test people
+
+
+def read_motion(overlap: bool = False) -> Table:
+    """The bundled windows of six activities (motion/README.md), without the postural transitions.
+
+    Args:
+        overlap: also the windows that start in the middle of another.
+    """
+    with np.load(MOTION, allow_pickle=False) as file:
+        x, y, window, person = (file[name] for name in "xywu")
+    keep = (y <= len(ACTIVITIES)) & (overlap | (window % 2 == 0))
+    person = person[keep]
+    splits = np.where(np.isin(person, TEST_PEOPLE), "test", np.where(np.isin(person, VAL_PEOPLE), "val", "train"))
+    return Table(
+        name="motion-overlap" if overlap else "motion",
+        labels=[ACTIVITIES[i - 1] for i in y[keep]],
+        sha256=hashlib.sha256(MOTION.read_bytes()).hexdigest(),
+        windows=x[keep].astype(np.float32) / 1000,  # the file holds thousandths
+        channels=list(CHANNELS),
+        groups=[str(i) for i in person],
+        splits=splits.tolist(),
+        label_order=ACTIVITIES.index,
+        ranges=np.array(RANGES),
+    )
+
+
+def read_windows(path: Path) -> Table:
+    """An .npz of your own: x (n, steps, channels) numbers, y (n,) labels; if wanted group (n,), split (n,), and
+    channels, the channels' names.
+
+    Raises:
+        InputError: no such file, an array missing, ragged, of the wrong shape, or with NaN in it.
+    """
+    if not path.is_file():
+        raise InputError(f"--data {path}: no such file")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: read_array(file, name, path) for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is not a readable .npz ({error})") from None
+    for name in ("x", "y"):
+        if name not in arrays:
+            raise InputError(f"{path}: no array {name!r}; found {', '.join(arrays) or 'nothing'}")
+    x, y = arrays["x"], arrays["y"]
+    if x.ndim != 3 or not x.size or x.dtype.kind not in "fiu":
+        raise InputError(f"{path}: x is {x.dtype} of shape {x.shape}; it must be numbers (windows, steps, channels)")
+    for name in ("y", "group", "split"):
+        if name in arrays and arrays[name].shape != x.shape[:1]:
+            raise InputError(
+                f"{path}: {name} has shape {arrays[name].shape}; with {len(x)} windows it must be ({len(x)},)"
+            )
+    if not np.isfinite(x).all():
+        window, step, channel = np.argwhere(~np.isfinite(x))[0]
+        raise InputError(
+            f"{path}: x[{window}, {step}, {channel}] is {x[window, step, channel]}; mend or drop the window"
+        )
+    channels = [str(name) for name in arrays.get("channels", [f"channel-{i + 1}" for i in range(x.shape[2])])]
+    if len(channels) != x.shape[2] or len(set(channels)) != len(channels):
+        raise InputError(f"{path}: channels must be {x.shape[2]} different names; got {', '.join(channels)}")
+    return Table(
+        name=path.name,
+        labels=[str(label) for label in y],
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        windows=x.astype(np.float32),
+        channels=channels,
+        groups=[str(group) for group in arrays["group"]] if "group" in arrays else None,
+        splits=[str(split) for split in arrays["split"]] if "split" in arrays else None,
+        label_order=natural,
+    )
+
+
+def read_array(file: np.lib.npyio.NpzFile, name: str, path: Path) -> np.ndarray:
+    try:
+        return file[name]
+    except ValueError:  # an array of objects, which only a pickle can hold
+        raise InputError(
+            f"{path}: {name} is ragged or holds objects; make it one array of numbers"
+            + (", all windows of the same length" if name == "x" else " or strings")
+        ) from None
+
+
+def choose_channels(wanted: str | None, table: Table) -> list[int]:
+    """`--channels` -> places. A name, or what stands before the dash: `acc` is acc-x, acc-y and acc-z.
+
+    Raises:
+        InputError: no such channel, or one named twice.
+    """
+    wanted = wanted or ("acc" if table.ranges is not None else "all")
+    places: list[int] = []
+    for name in [part.strip() for part in wanted.split(",")]:
+        match = [
+            i for i, channel in enumerate(table.channels) if name in ("all", channel) or channel.startswith(f"{name}-")
+        ]
+        if not match:
+            raise InputError(f"--channels {wanted}: no channel {name!r}; {table.name} has {', '.join(table.channels)}")
+        places += match
+    if len(set(places)) < len(places):
+        raise InputError(f"--channels {wanted}: a channel is named twice")
+    return places
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How windows are written. Fitted on the training rows alone, so that nothing of the others leaks in."""
+
+    kind: str
+    steps: int
+    places: list[int]
+    names: list[str]
+    ranges: np.ndarray  # (chosen channels, 2): lowest and highest value
+    bins: int  # cells along each channel, for grid
+
+    @classmethod
+    def fit(cls, config: TrainConfig, table: Table, train: np.ndarray) -> Encoding:
+        """
+        Raises:
+            InputError: an unknown channel, more steps than the windows have, a grid without two cells a side.
+        """
+        places = choose_channels(config.channels, table)
+        length = table.windows.shape[1]
+        if config.steps > length:
+            raise InputError(f"--steps {config.steps}: the windows of {table.name} have {length} steps")
+        bins = int(config.grid_cells ** (1 / len(places)) + 1e-9)
+        if config.encoding == "grid" and bins < 2:
+            raise InputError(
+                f"--grid-cells {config.grid_cells}: {len(places)} channels need at least {2 ** len(places)};"
+                " choose more cells or fewer channels"
+            )
+        if table.ranges is not None:
+            ranges = table.ranges[places]
+        else:
+            values = table.windows[train][:, :, places]
+            ranges = np.stack([values.min(axis=(0, 1)), values.max(axis=(0, 1))], axis=1).astype(np.float64)
+        return cls(config.encoding, config.steps, places, [table.channels[i] for i in places], ranges, bins)
+
+    def describe(self) -> str:
+        cells = f" of {self.bins ** len(self.places):,} cells" if self.kind == "grid" else ""
+        return f"{','.join(self.names)} as {self.kind}{cells}, {self.steps} steps"
+
+    def texts(self, windows: np.ndarray) -> list[str]:
+        """(n, steps, channels) -> n texts."""
+        x = shorten(windows[:, :, self.places].astype(np.float64), self.steps)  # (n, self.steps, C)
+        if self.kind == "decimals":
+            # As many decimals as tell about a hundredth of the range apart.
+            span = np.maximum(self.ranges[:, 1] - self.ranges[:, 0], 1e-12)
+            digits = [max(0, 2 - math.floor(math.log10(width))) for width in span]
+            return [" ".join(f"{v:.{d}f}" for column, d in zip(row.T, digits) for v in column) for row in x]
+        bins = 100 if self.kind == "levels" else self.bins
+        low, high = self.ranges[:, 0], self.ranges[:, 1]
+        place = (x - low) / np.where(high > low, high - low, 1.0) * bins
+        place = np.clip(np.floor(place), 0, bins - 1).astype(np.int64)
+        if self.kind == "levels":
+            return [" ".join(map(str, row.T.ravel())) for row in place]
+        cells = place @ bins ** np.arange(len(self.places))  # (n, steps): the first channel counts fastest
+        return [" ".join(map(str, row)) for row in cells]
+
+
+def shorten(x: np.ndarray, steps: int) -> np.ndarray:
+    """(n, T, C) -> (n, steps, C): means of neighbouring values; where T is no multiple, of runs as even as can be."""
+    edges = np.arange(steps + 1) * x.shape[1] // steps
+    return np.add.reduceat(x, edges[:-1], axis=1) / np.diff(edges)[:, None]

@@ -1,0 +1,144 @@
+"""What a classifier got right: accuracy, loss, macro-F1, per class, and the majority class beside them."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minibert.checkpoint import load_classifier
+from minibert.data import Examples, load_dataset
+from minibert.data.batches import batches
+from minibert.errors import InputError
+from minibert.files import replace_file
+from minibert.model import BertClassifier
+from minibert.tokenizer import Tokenizer
+from minibert.training.precision import Precision, choose_precision
+from minibert.training.run import read_config
+
+BATCH = 64
+
+
+@torch.no_grad()
+def predict(model: BertClassifier, examples: Examples, precision: Precision, pad_id: int = 0) -> Tensor:
+    """Logits (n, C), float32 on the CPU, in the order of `examples`. Batches by length, so that little is padded."""
+    was_training = model.training
+    model.eval()
+    order = np.argsort([len(row) for row in examples.ids], kind="stable")
+    parts = []
+    for batch in batches(examples, BATCH, order.tolist(), pad_id):
+        with precision.autocast():
+            parts.append(model(*batch.to(precision.device)[:3]).float().cpu())
+    model.train(was_training)
+    logits = torch.cat(parts)
+    logits[order.copy()] = logits.clone()
+    return logits
+
+
+def report(logits: Tensor, labels: np.ndarray, names: list[str]) -> dict[str, Any]:
+    """
+    Args:
+        logits: (n, C); labels: (n,) in 0 .. C - 1; names: C.
+
+    Returns:
+        n, accuracy, loss (mean cross-entropy per example), macro_f1 (over the classes that occur or are predicted),
+        majority (the accuracy of always saying the commonest class, so no constant answer is better) and its class,
+        `classes` {name: precision, recall, f1, support} and `confusion`, a row a true class, a column a predicted one.
+    """
+    count = len(names)
+    target = torch.from_numpy(labels)
+    guess = logits.argmax(dim=1).numpy()
+    confusion = np.bincount(labels * count + guess, minlength=count * count).reshape(count, count)
+    hits, support, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    precision = hits / np.maximum(predicted, 1)
+    recall = hits / np.maximum(support, 1)
+    f1 = 2 * hits / np.maximum(support + predicted, 1)
+    common = int(support.argmax())
+    return {
+        "n": len(labels),
+        "accuracy": float(hits.sum() / len(labels)),
+        "loss": torch.nn.functional.cross_entropy(logits, target, reduction="sum").item() / len(labels),
+        "macro_f1": float(f1[support + predicted > 0].mean()),
+        "majority": float(support[common] / len(labels)),
+        "majority_class": names[common],
+        "classes": {
+            name: {
+                "precision": float(precision[i]),
+                "recall": float(recall[i]),
+                "f1": float(f1[i]),
+                "support": int(support[i]),
+            }
+            for i, name in enumerate(names)
+        },
+        "confusion": confusion.tolist(),
+    }
+
+
+def evaluate_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Rebuild a run's data and best model from its folder and score validation and test.
+
+    Returns:
+        {"val": report, "test": report}, and a dictionary an example for `write_predictions`.
+
+    Raises:
+        InputError: not a run, no epoch of it has ended, or its data are not what they were.
+    """
+    config, content = read_config(path)
+    if not (path / "model" / "model.safetensors").is_file():
+        raise InputError(f"{path} has no model yet; its first epoch has not ended (go on with --resume {path})")
+    model = load_classifier(path / "model")
+    length = min(config.max_length, model.config.max_position_embeddings)
+    data = load_dataset(replace(config, max_length=length), Tokenizer.load(path / "model"))
+    was = content["dataset"]
+    if data.sha256 != was["sha256"]:
+        raise InputError(f"{config.data} changed since {path} was trained (SHA-256 {was['sha256'][:12]} then)")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = choose_precision(content["precision"], device)
+    model.to(device)
+    reports, predictions = {}, []
+    for name, split in (("val", data.val), ("test", data.test)):
+        logits = predict(model, split, precision, model.config.pad_token_id)
+        reports[name] = report(logits, split.labels, data.labels)
+        for row, label, p in zip(split.rows, split.labels, logits.softmax(dim=1).tolist()):
+            best = max(range(len(p)), key=p.__getitem__)
+            predictions.append({"split": name, "row": int(row), "label": data.labels[label],
+                                "predicted": data.labels[best], "confidence": round(p[best], 6)}
+                               | {f"p({c})": round(value, 6) for c, value in zip(data.labels, p)})  # fmt: skip
+    return reports, predictions
+
+
+def write_predictions(path: Path, predictions: list[dict[str, Any]]) -> None:
+    """A .csv: split, row (place in the data, from 0), label, predicted, confidence, and a column a class."""
+
+    def write(beside: Path) -> None:
+        with open(beside, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(predictions[0]))
+            writer.writeheader()
+            writer.writerows(predictions)
+
+    replace_file(path, write)
+
+
+def format_report(title: str, result: dict[str, Any]) -> str:
+    """The report as a table for a terminal."""
+    names = list(result["classes"])
+    width = max(len(name) for name in [*names, "true class"])
+    cell = max(5, len(str(max(map(max, result["confusion"])))) + 1)
+    lines = [
+        f"{title}  accuracy {result['accuracy']:.3f}  loss {result['loss']:.3f}  macro-F1 {result['macro_f1']:.3f}"
+        f"  n {result['n']:,}  (always {result['majority_class']!r}: {result['majority']:.3f})",
+        f"  {'true class':<{width}}  precision  recall  support  predicted as "
+        + "".join(f"{i + 1:>{cell}}" for i in range(len(names))),
+    ]
+    for i, (name, row) in enumerate(zip(names, result["confusion"])):
+        figures = result["classes"][name]
+        lines.append(
+            f"  {name:<{width}}  {figures['precision']:9.3f}  {figures['recall']:6.3f}  {figures['support']:7,}"
+            f"  {i + 1:>12} " + "".join(f"{value:>{cell}}" for value in row)
+        )
+    return "\n".join(lines)

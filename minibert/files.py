@@ -1,0 +1,49 @@
+"""Small things about files: hashes, and writes that a kill cannot leave half done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from minibert.errors import InputError
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256, 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a file beside `path`, then put it in its place in one step: readers see old or new."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(beside)
+        os.chmod(beside, 0o644)  # safetensors writes files that nobody else can read
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())  # without it, a power cut can leave the new name on empty content
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    replace_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """
+    Raises:
+        InputError: no such file, or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"there is no {path.name} in {path.parent}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from None

@@ -1,0 +1,287 @@
+"""BERT (Devlin et al. 2018, arXiv:1810.04805), written to be read. Imports torch and nothing else.
+
+Shapes, here and in the comments:
+
+    B batch        S sequence length     D hidden size        F feed-forward (intermediate) size
+    N heads        H head size = D / N   V vocabulary         C classes
+
+Read from top to bottom: the numbers (`BertConfig`), the embeddings, attention, feed-forward, one
+layer, the poolers, the encoder (`Bert`), the head and the classifier (`BertClassifier`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# The published names of activations. BERT's own is the exact (erf) GELU; the tanh form is what some
+# later checkpoints were trained with, and the two differ by up to 5e-4: never swap them in silence.
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+
+# Published fields that would make another network, with the only value this one implements.
+FIXED = {"model_type": "bert", "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """The numbers of a BERT, under their published names. The defaults are `bert-base-uncased`.
+
+    Raises:
+        ValueError: a size below 1, a dropout rate outside [0, 1), heads that do not divide the hidden
+            size, an unknown activation or pool.
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1  # after the embeddings, the attention and the feed-forward
+    attention_probs_dropout_prob: float = 0.1  # on the attention weights
+    classifier_dropout: float | None = None  # in front of the head; None: as hidden_dropout_prob
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    pad_token_id: int = 0
+    num_labels: int = 2
+    pool: str = "cls"  # ours, not a published field: "cls" (BERT's pooler) or "mean"
+
+    def __post_init__(self) -> None:
+        sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+                 "max_position_embeddings", "type_vocab_size", "num_labels")  # fmt: skip
+        for name in sizes:
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a whole number of at least 1")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 <= rate < 1:
+                raise ValueError(f"{name} is {rate!r}; it must be at least 0 and below 1")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of {self.num_attention_heads} heads")
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"hidden_act is {self.hidden_act!r}; known: {', '.join(ACTIVATIONS)}")
+        if self.pool not in POOLERS:
+            raise ValueError(f"pool is {self.pool!r}; known: {', '.join(POOLERS)}")
+
+    @property
+    def head_dropout(self) -> float:
+        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+
+    @classmethod
+    def from_dict(cls, published: dict[str, Any]) -> BertConfig:
+        """A published config.json's content -> BertConfig. Fields that do not touch the network are left aside.
+
+        Raises:
+            ValueError: a field asks for a network that is not this one (a decoder, relative positions, ...).
+        """
+        for name, value in FIXED.items():
+            if published.get(name, value) != value:
+                raise ValueError(f"config.json has {name} = {published[name]!r}; this BERT implements {value!r} only")
+        known = {name: published[name] for name in cls.__dataclass_fields__ if name in published}
+        if "id2label" in published:
+            known["num_labels"] = len(published["id2label"])
+        return cls(**known)
+
+    def to_dict(self) -> dict[str, Any]:
+        return FIXED | asdict(self)
+
+
+class Embeddings(nn.Module):
+    """Word + token type + position, LayerNorm, dropout (Devlin et al. 2018, section 3 and figure 2)."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.word = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """input_ids and token_type_ids (B, S) whole numbers, None: all of type 0 -> (B, S, D)."""
+        length = input_ids.shape[1]
+        if length > self.position.num_embeddings:
+            raise ValueError(f"{length} tokens, but this BERT has {self.position.num_embeddings} positions: truncate")
+        types = self.token_type.weight[0] if token_type_ids is None else self.token_type(token_type_ids)
+        x = self.word(input_ids) + types + self.position.weight[:length]  # (B, S, D)
+        return self.dropout(self.norm(x))
+
+
+class SelfAttention(nn.Module):
+    """Bidirectional multi-head self-attention (Vaswani et al. 2017, section 3.2).
+
+    `qkv` holds BERT's query, key and value matrices, concatenated in that order on load: one matrix
+    product instead of three.
+    """
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x (B, S, D); mask (B, 1, 1, S) bool, True where a token may be attended to, None: no padding.
+
+        Returns:
+            (B, S, D), before the residual add and LayerNorm.
+        """
+        B, S, D = x.shape
+        q, k, v = self.qkv(x).view(B, S, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # each (B, N, S, H)
+        # softmax(q k^T / sqrt(H)) v, with dropout on the weights.
+        rate = self.dropout if self.training else 0.0
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)  # (B, N, S, H)
+        return self.output(context.transpose(1, 2).reshape(B, S, D))
+
+
+class FeedForward(nn.Module):
+    """Each token by itself through D -> F -> D."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.input = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.activation = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, S, D) -> (B, S, D), before the residual add and LayerNorm."""
+        return self.output(self.activation(self.input(x)))
+
+
+class Layer(nn.Module):
+    """One encoder layer, post-LN: LayerNorm(x + F(x)) around attention, then around the feed-forward."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x (B, S, D), mask as in SelfAttention -> (B, S, D)."""
+        x = self.attention_norm(x + self.dropout(self.attention(x, mask)))
+        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+
+
+class ClsPooler(nn.Module):
+    """BERT's pooler: tanh(W x + b) of the first token, [CLS]."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x (B, S, D) -> (B, D)."""
+        return torch.tanh(self.dense(x[:, 0]))
+
+
+class MeanPooler(nn.Module):
+    """The mean over the real tokens. It has no weights."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x (B, S, D), mask (B, 1, 1, S) bool or None -> (B, D)."""
+        if mask is None:
+            return x.mean(dim=1)
+        real = mask[:, 0, 0, :, None].to(x.dtype)  # (B, S, 1)
+        return (x * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
+
+
+POOLERS = {"cls": ClsPooler, "mean": MeanPooler}
+
+
+class Bert(nn.Module):
+    """The encoder. It starts from BERT's own random weights; see checkpoint.py to load published ones."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.pooler = POOLERS[config.pool](config)
+        self.apply(lambda module: init_weights(module, config.initializer_range))
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            input_ids: (B, S) whole numbers below V.
+            attention_mask: (B, S), 1 or True for a token, 0 or False for padding; None: no padding.
+            token_type_ids: (B, S), 0 for the first text, 1 for the second; None: all 0.
+
+        Returns:
+            sequence_output (B, S, D), the last layer's hidden states, and pooled_output (B, D).
+
+        Raises:
+            ValueError: more tokens than the config has positions.
+        """
+        mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]  # (B, 1, 1, S)
+        x = self.embeddings(input_ids, token_type_ids)
+        for layer in self.layers:
+            x = layer(x, mask)
+        return x, self.pooler(x, mask)
+
+
+class ClassificationHead(nn.Module):
+    """Dropout, then one linear map: (B, D) -> (B, C)."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(config.head_dropout)
+        self.linear = nn.Linear(config.hidden_size, config.num_labels)
+        self.apply(lambda module: init_weights(module, config.initializer_range))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.dropout(x))
+
+
+class BertClassifier(nn.Module):
+    """Encoder and head.
+
+    Args:
+        config: its `num_labels` is the number of classes C.
+        head: any module from (B, D) to (B, C); None: a `ClassificationHead`.
+        pool: "cls" or "mean", in place of the config's.
+    """
+
+    def __init__(self, config: BertConfig, head: nn.Module | None = None, pool: str | None = None) -> None:
+        super().__init__()
+        self.config = config if pool is None else replace(config, pool=pool)
+        self.bert = Bert(self.config)
+        self.head = ClassificationHead(self.config) if head is None else head
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """As `Bert`, but returns the logits (B, C)."""
+        return self.head(self.bert(input_ids, attention_mask, token_type_ids)[1])
+
+
+def init_weights(module: nn.Module, std: float, generator: torch.Generator | None = None) -> None:
+    """BERT's random start for one module: N(0, std) matrices, zero biases, LayerNorm 1 and 0, zero [PAD] row."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=std, generator=generator)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            nn.init.zeros_(module.weight[module.padding_idx].detach())
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)

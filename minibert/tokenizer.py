@@ -1,0 +1,102 @@
+"""BERT's WordPiece tokenizer: a thin wrapper over the `tokenizers` library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer as Backend
+from tokenizers.decoders import WordPiece as WordPieceDecoder
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import BertProcessing
+
+from minibert.errors import InputError
+from minibert.files import read_json, replace_file
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+
+
+class Tokenizer:
+    """Texts -> ids: [CLS] text [SEP], or [CLS] text [SEP] second text [SEP] with token types 0 and 1."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.backend.no_padding()  # a published file may ask for padding to 128: batches pad to their own longest
+        self.backend.no_truncation()
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer:
+        """From tokenizer.json, else from vocab.txt.
+
+        vocab.txt alone does not say whether it is for lower-cased text: tokenizer_config.json's `do_lower_case` does,
+        else a vocabulary without a single upper-case letter is.
+
+        Raises:
+            InputError: neither file, or not readable, or BERT's special tokens are not in it.
+        """
+        folder = Path(folder)
+        try:
+            if (folder / "tokenizer.json").is_file():
+                backend = Backend.from_file(str(folder / "tokenizer.json"))
+            elif (folder / "vocab.txt").is_file():
+                backend = from_vocab(folder)
+            else:
+                raise InputError(f"{folder} has no tokenizer.json and no vocab.txt")
+        except InputError:
+            raise
+        except Exception as error:  # the library raises plain Exception
+            raise InputError(f"the tokenizer in {folder} cannot be read: {error}") from None
+        lacking = [token for token in SPECIAL if backend.token_to_id(token) is None]
+        if lacking:
+            raise InputError(f"the vocabulary in {folder} lacks {', '.join(lacking)}")
+        return cls(backend)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.backend.get_vocab_size()
+
+    def token_id(self, token: str) -> int | None:
+        return self.backend.token_to_id(token)
+
+    def encode(
+        self, texts: list[str], pairs: list[str] | None = None, max_length: int = 512, side: str = "right"
+    ) -> tuple[list[list[int]], list[list[int]], int]:
+        """
+        Args:
+            texts: n texts; pairs: n second texts or None.
+            max_length: tokens at most, [CLS] and [SEP] counted. Of a pair, the longer text is cut first.
+            side: which end is cut, "right" or "left".
+
+        Returns:
+            ids and token types, n lists each, and how many of the n were cut.
+        """
+        self.backend.enable_truncation(max_length, direction=side)
+        inputs = texts if pairs is None else list(zip(texts, pairs))
+        encoded = self.backend.encode_batch(inputs)
+        self.backend.no_truncation()
+        return [e.ids for e in encoded], [e.type_ids for e in encoded], sum(bool(e.overflowing) for e in encoded)
+
+    def to_json(self) -> str:
+        return self.backend.to_str()
+
+    def save(self, folder: str | Path) -> None:
+        """Write FOLDER/tokenizer.json: all that `load` needs."""
+        replace_file(Path(folder) / "tokenizer.json", lambda beside: self.backend.save(str(beside)))
+
+
+def from_vocab(folder: Path) -> Backend:
+    """BERT's pipeline over FOLDER/vocab.txt: clean, split, then the longest pieces first (words up to 100 letters)."""
+    words = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    lowercase = not any(word != word.lower() for word in words if not word.startswith("["))
+    if (folder / "tokenizer_config.json").is_file():
+        lowercase = read_json(folder / "tokenizer_config.json").get("do_lower_case", lowercase)
+    backend = Backend(WordPiece.from_file(str(folder / "vocab.txt"), unk_token="[UNK]"))
+    backend.normalizer = BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = BertPreTokenizer()
+    backend.decoder = WordPieceDecoder()
+    backend.add_special_tokens([token for token in (*SPECIAL, "[MASK]") if token in words])
+    cls, sep = backend.token_to_id("[CLS]"), backend.token_to_id("[SEP]")
+    if cls is not None and sep is not None:
+        backend.post_processor = BertProcessing(("[SEP]", sep), ("[CLS]", cls))
+    return backend

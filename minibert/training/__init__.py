@@ -1,0 +1,1 @@
+"""Optimizer, precision, the loop and the run's folder."""

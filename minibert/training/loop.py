@@ -1,0 +1,294 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from minibert import checkpoint, sources
+from minibert.config import TrainConfig
+from minibert.data import Dataset, check_vocabulary, load_dataset
+from minibert.data.batches import Batch, collate
+from minibert.errors import InputError
+from minibert.evaluation import predict, report
+from minibert.files import write_json
+from minibert.initialization import NEEDS_WEIGHTS, Manifest, check_scheme, initialize
+from minibert.model import BertClassifier
+from minibert.seeds import Seeds, derive
+from minibert.tokenizer import Tokenizer
+from minibert.training import run
+from minibert.training.optimizer import AdamW, linear_schedule, warmup_steps
+from minibert.training.precision import LossScaler, Precision, choose_precision
+from minibert.training.progress import Progress, duration
+from minibert.training.rows import OccurringRows
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that a run starts from. `config` has auto and relative paths resolved."""
+
+    config: TrainConfig
+    precision: Precision
+    source: sources.Source
+    tokenizer: Tokenizer
+    data: Dataset
+    model: BertClassifier
+    manifest: Manifest
+
+
+def prepare(config: TrainConfig, say: Say = print) -> Setup:
+    """Settings -> checkpoint, data and initialized model, on the CPU. Writes nothing.
+
+    Raises:
+        InputError: something that the settings name cannot be used.
+    """
+    check_scheme(config.init)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = choose_precision(config.precision, device)
+    say(f"minibert on {run.device_name(device)}, {precision.name}: {precision.why}")
+    source = sources.resolve(config.model, config.init in NEEDS_WEIGHTS, say)
+    bert_config = checkpoint.read_config(source.path)
+    tokenizer = Tokenizer.load(source.path)
+    check_vocabulary(tokenizer, bert_config.vocab_size, source.name)
+    length = min(config.max_length, bert_config.max_position_embeddings)
+    data = load_dataset(replace(config, max_length=length), tokenizer)
+    say(f"data: {data.summary}")
+    hidden, attention, head = config.dropout_rates()
+    bert_config = replace(
+        bert_config, num_labels=len(data.labels), pool=config.pool, hidden_dropout_prob=hidden,
+        attention_probs_dropout_prob=attention, classifier_dropout=head,
+    )  # fmt: skip
+    model = BertClassifier(bert_config)
+    manifest = initialize(model, config.init, source.path, Seeds.parse(config.seed))
+    drawn = [name for name, entry in manifest.items() if entry["source"] == "drawn"]
+    tensors = "all tensors" if len(drawn) == len(manifest) else ", ".join(drawn)
+    say(f"start: {config.init}, {source.name} {source.sha256[:12]}; newly drawn: {tensors}")
+    absolute = {"model": str(source.path.resolve()) if Path(config.model).is_dir() else source.name}
+    if Path(config.data).exists():
+        absolute["data"] = str(Path(config.data).resolve())
+    return Setup(replace(config, **absolute), precision, source, tokenizer, data, model, manifest)
+
+
+def train(config: TrainConfig, say: Say = print) -> Path:
+    """A new run, to its end.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        InputError: as prepare; an --out that is not empty; a gradient that is not finite.
+    """
+    if config.out is not None and os.path.isdir(config.out) and os.listdir(config.out):
+        run.new_folder(config.out, config.init)  # refuses, before anything long begins
+    setup = prepare(config, say)
+    path = run.new_folder(config.out, config.init)
+    facts = {
+        "checkpoint": {"name": setup.source.name, "sha256": setup.source.sha256},
+        "dataset": {"summary": setup.data.summary, "sha256": setup.data.sha256, "labels": setup.data.labels},
+        "device": run.device_name(setup.precision.device),
+        "precision": setup.precision.name,
+    }
+    (path / "model").mkdir()
+    setup.tokenizer.save(path / "model")
+    write_json(path / "manifest.json", setup.manifest)
+    run.write_config(path, setup.config, facts)
+    return fit(setup, path, None, say)
+
+
+def resume(path: Path, say: Say = print) -> Path:
+    """Go on with a run that was stopped, at the epoch after its last whole one, with its own settings.
+
+    Raises:
+        InputError: not a run, one that has ended, or its data or checkpoint are not what they were.
+    """
+    config, content = run.read_config(path)
+    if "ended" in content:
+        raise InputError(f"{path} has ended: python eval.py {path} reports on it")
+    state = run.load_state(path)
+    setup = prepare(config, say)
+    for name, was, now in (
+        ("the data", content["dataset"]["sha256"], setup.data.sha256),
+        ("the checkpoint", content["checkpoint"]["sha256"], setup.source.sha256),
+    ):
+        if was != now:
+            raise InputError(f"{name} of {path} changed since it started (SHA-256 {was[:12]}, now {now[:12]})")
+    return fit(setup, path, state, say)
+
+
+def fit(setup: Setup, path: Path, state: tuple[dict, dict] | None, say: Say) -> Path:
+    """Train from `state` (None: from the start) to the last epoch; keep the best epoch in PATH/model."""
+    config, data, device = setup.config, setup.data, setup.precision.device
+    seeds = Seeds.parse(config.seed)
+    rows = OccurringRows(setup.model, [data.train, data.val])
+    train_split, val_split = rows.renumber(data.train), rows.renumber(data.val)
+    model = setup.model.to(device)
+    optimizer = AdamW(
+        model.named_parameters(), weight_decay=config.weight_decay, bias_correction=config.bias_correction
+    )
+    scaler = LossScaler(setup.precision.name == "fp16")
+    per_epoch = math.ceil(math.ceil(len(train_split) / config.batch_size) / config.accumulate)
+    total = config.epochs * per_epoch
+    warmup = warmup_steps(config.warmup, total)
+    progress = {"epoch": 0, "step": 0, "rows": [], "scale": scaler.scale, "good_steps": 0}
+    if state is not None:
+        tensors, progress = state
+        model.load_state_dict({k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")})
+        optimizer.load_state_dict({k.removeprefix("adamw."): t for k, t in tensors.items() if k.startswith("adamw.")})
+        scaler.scale, scaler.good_steps = progress["scale"], progress["good_steps"]
+        run.write_rows(path, progress["rows"])  # a kill may have come between the state and the row
+        say(f"resuming after epoch {progress['epoch']} of {config.epochs}")
+    say(
+        f"{config.epochs} epochs of {per_epoch:,} steps, {config.batch_size * config.accumulate} examples a step,"
+        f" warmup {warmup:,} steps, lr {config.lr:g}; the run's folder is {path}"
+    )
+    say("epoch  train loss  train acc  val loss  val acc        lr    ex/s   time")
+    bar = Progress(config.epochs * len(train_split), progress["epoch"] * len(train_split))
+    majority = 0.0
+    for epoch in range(progress["epoch"] + 1, config.epochs + 1):
+        start = time.monotonic()
+        tally, skipped = Tally(), 0
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            # Streams that depend on the epoch alone: a resumed run draws what the whole one would have drawn.
+            torch.manual_seed(derive(seeds.dropout, "dropout", epoch))
+            generator = torch.Generator().manual_seed(derive(seeds.order, "order", epoch))
+            order = torch.randperm(len(train_split), generator=generator).tolist()
+            size = config.batch_size * config.accumulate
+            for first in range(0, len(order), size):
+                chosen = order[first : first + size]
+                micro = [
+                    collate(train_split, chosen[i : i + config.batch_size], rows.pad_id).to(device)
+                    for i in range(0, len(chosen), config.batch_size)
+                ]
+                lr = config.lr * linear_schedule(progress["step"], total, warmup)
+                result = training_step(model, optimizer, micro, lr, config.clip, setup.precision, scaler)
+                if not result.stepped:
+                    skipped += 1
+                    if not scaler.enabled or scaler.scale < 2**-24:
+                        bar.clear()
+                        raise InputError(
+                            f"the gradient is not finite at step {progress['step'] + 1} (lr {lr:.2g});"
+                            f" lower --lr or lengthen --warmup. {path} keeps the epochs before"
+                        )
+                progress["step"] += result.stepped
+                tally.add(result)
+                bar.advance(
+                    len(chosen), f"epoch {epoch}/{config.epochs}  loss {tally.loss:.3f}  acc {tally.accuracy:.3f}"
+                )
+        seconds = time.monotonic() - start
+        val = report(predict(model, val_split, setup.precision, rows.pad_id), val_split.labels, data.labels)
+        majority = val["majority"]
+        row = {
+            "epoch": epoch, "train_loss": tally.loss, "train_accuracy": tally.accuracy, "val_loss": val["loss"],
+            "val_accuracy": val["accuracy"], "lr": lr, "seconds": seconds,
+            "examples_per_second": len(order) / seconds, "step": progress["step"], "skipped_steps": skipped,
+        }  # fmt: skip
+        best = all(row["val_accuracy"] > earlier["val_accuracy"] for earlier in progress["rows"])  # ties: the earlier
+        progress |= {"epoch": epoch, "rows": [*progress["rows"], row], "scale": scaler.scale,
+                     "good_steps": scaler.good_steps}  # fmt: skip
+        # In this order a kill at any moment loses the epoch at most, and the next try comes to the same result.
+        if best:
+            with rows.whole(optimizer.shrinkage) as whole:
+                checkpoint.save_pretrained(whole, path / "model", data.labels)
+        if epoch < config.epochs:
+            tensors = {f"model.{name}": t.cpu() for name, t in model.state_dict().items()}
+            tensors |= {f"adamw.{name}": t.cpu() for name, t in optimizer.state_dict().items()}
+            run.save_state(path, tensors, progress)
+        run.append_row(path, row)
+        bar.clear()
+        say(
+            f"{epoch:>5}  {row['train_loss']:>10.3f}  {row['train_accuracy']:>9.3f}  {row['val_loss']:>8.3f}"
+            f"  {row['val_accuracy']:>7.3f}  {lr:>8.1e}  {row['examples_per_second']:>6.0f}   {duration(seconds)}"
+            + (f"   {skipped} steps skipped (fp16 overflow)" if skipped else "")
+        )
+    end_run(path, progress["rows"], majority, say)
+    return path
+
+
+def end_run(path: Path, rows: list[dict[str, Any]], majority: float, say: Say) -> None:
+    """Mark the run as ended, drop the state, which is as large as the model three times, and say what came out."""
+    _, content = run.read_config(path)
+    best = max(rows, key=lambda row: (row["val_accuracy"], -row["epoch"]))
+    ended = {"best_epoch": best["epoch"], "val_accuracy": best["val_accuracy"], "val_majority": majority,
+             "seconds": sum(row["seconds"] for row in rows)}  # fmt: skip
+    write_json(path / "config.json", content | {"ended": ended})
+    shutil.rmtree(path / "state", ignore_errors=True)
+    say(
+        f"best: epoch {best['epoch']}, validation accuracy {best['val_accuracy']:.3f}"
+        f" (always the commonest class: {majority:.3f})"
+    )
+    say(f"next: python eval.py {path}")
+
+
+class StepResult(NamedTuple):
+    """What one step saw: the sum of the losses, right answers and examples, on the device; whether weights moved."""
+
+    loss_sum: torch.Tensor
+    correct: torch.Tensor
+    count: int
+    stepped: bool
+
+
+def training_step(
+    model: BertClassifier,
+    optimizer: AdamW,
+    micro_batches: Sequence[Batch],
+    lr: float,
+    clip: float,
+    precision: Precision,
+    scaler: LossScaler,
+) -> StepResult:
+    """One optimizer step: the mean cross-entropy over all examples of `micro_batches`, its gradient clipped to the
+    global norm `clip` (0: not), one AdamW update with `lr`. Gradients that are not finite leave the weights alone.
+    """
+    model.train()
+    optimizer.zero_grad()
+    count = sum(len(batch.labels) for batch in micro_batches)
+    losses, correct = [], []
+    for batch in micro_batches:
+        with precision.autocast():
+            logits = model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
+        loss = F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+        # A sum divided by the count of the whole step: the same gradient however the step is cut into batches.
+        (loss * (scaler.scale / count)).backward()
+        losses.append(loss.detach())
+        correct.append((logits.detach().argmax(dim=1) == batch.labels).sum())
+    norm = optimizer.gradient_norm() / scaler.scale
+    finite = math.isfinite(norm)
+    if finite:
+        clipping = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
+        optimizer.step(lr, clipping / scaler.scale)
+    scaler.update(finite)
+    return StepResult(torch.stack(losses).sum(), torch.stack(correct).sum(), count, finite)
+
+
+class Tally:
+    """Running sums of an epoch; reading them is what waits for the device."""
+
+    def __init__(self) -> None:
+        self.loss_sum: Any = 0.0
+        self.correct: Any = 0
+        self.count = 0
+
+    def add(self, result: StepResult) -> None:
+        self.loss_sum = self.loss_sum + result.loss_sum.double()
+        self.correct = self.correct + result.correct
+        self.count += result.count
+
+    @property
+    def loss(self) -> float:
+        return float(self.loss_sum) / max(1, self.count)
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.correct) / max(1, self.count)

@@ -1,0 +1,50 @@
+"""How far a run is: one moving line on a terminal, a few plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+WIDTH = 24
+
+
+class Progress:
+    """
+    Args:
+        total: units of the whole run, for the time left.
+        done: units that an earlier process has done.
+    """
+
+    def __init__(self, total: int, done: int = 0, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.total, self.done, self.skipped = total, done, done
+        self.live = self.stream.isatty()
+        self.started = self.printed = time.monotonic()
+        self.interval = 0.2 if self.live else 30.0
+
+    def advance(self, units: int, text: str) -> None:
+        """Say that `units` more are done; `text` is what stands before the bar."""
+        self.done += units
+        now = time.monotonic()
+        if now - self.printed < self.interval:
+            return
+        self.printed = now
+        share = self.done / self.total
+        left = (now - self.started) * (self.total - self.done) / max(1, self.done - self.skipped)
+        line = f"{text}  {share:4.0%}  {duration(left)} left"
+        if self.live:
+            full = int(share * WIDTH)
+            line = f"\r\x1b[2K{text}  {'█' * full}{'·' * (WIDTH - full)} {share:4.0%}  {duration(left)} left"
+        print(line, end="" if self.live else "\n", file=self.stream, flush=True)
+
+    def clear(self) -> None:
+        """Take the moving line away, so that a plain one can be printed."""
+        if self.live:
+            print("\r\x1b[2K", end="", file=self.stream, flush=True)
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"

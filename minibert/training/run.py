@@ -1,0 +1,144 @@
+"""A run is a folder, and can be rebuilt from it alone. Nothing in it is a pickle.
+
+config.json     every setting, the checkpoint's name and hash, the data's hash, versions, git commit
+manifest.json   where each tensor's start came from
+metrics.jsonl   one object an epoch
+model/          the best epoch so far, under published names, with tokenizer and label names
+state/          what --resume needs, until the run has ended
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from dataclasses import asdict
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minibert.config import TrainConfig
+from minibert.errors import InputError
+from minibert.files import read_json, replace_file, write_json
+
+
+def new_folder(out: str | None, init: str) -> Path:
+    """The folder of a new run, created empty.
+
+    Args:
+        out: as --out; None: runs/DATE-INIT, with a number behind it where that is taken.
+
+    Raises:
+        InputError: there is something in it already; nothing of it is touched.
+    """
+    if out is not None:
+        path = Path(out)
+        if path.exists() and not path.is_dir():
+            raise InputError(f"--out {path} is a file; name a folder")
+        if path.is_dir() and any(path.iterdir()):
+            what = "a run" if (path / "config.json").exists() else "other files"
+            raise InputError(f"--out {path} already holds {what}; choose another folder, or --resume {path}")
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+    stem = f"runs/{datetime.now():%Y%m%d-%H%M%S}-{init.replace(':', '-').replace('/', '-')}"
+    for number in range(1, 1000):
+        path = Path(stem if number == 1 else f"{stem}-{number}")
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+    raise InputError(f"{stem} and 999 more are taken; give --out")
+
+
+def write_config(path: Path, config: TrainConfig, facts: dict[str, Any]) -> None:
+    versions = {name: installed(name) for name in ("minibert", "torch", "tokenizers", "safetensors", "numpy")}
+    write_json(
+        path / "config.json",
+        {"settings": asdict(config), **facts, "versions": {"python": platform.python_version(), **versions},
+         "git_commit": git_commit(), "started": datetime.now().astimezone().isoformat(timespec="seconds")},
+    )  # fmt: skip
+
+
+def read_config(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
+    """A run's settings and its whole config.json.
+
+    Raises:
+        InputError: not the folder of a run, or one of another version of minibert.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder; give the folder of a run, as train.py's last line names it")
+    content = read_json(path / "config.json")
+    if not isinstance(content, dict) or "settings" not in content:
+        raise InputError(f"{path / 'config.json'} has no 'settings'; {path} is not a run's folder")
+    try:
+        return TrainConfig(**content["settings"]), content
+    except TypeError as error:
+        raise InputError(f"{path / 'config.json'} is of another version of minibert: {error}") from None
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    with open(path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    replace_file(path / "metrics.jsonl", lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def save_state(path: Path, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+    """Tensors and where the run stands, in one file that is replaced in one step."""
+    (path / "state").mkdir(exist_ok=True)
+    metadata = {"progress": json.dumps(progress)}
+    replace_file(path / "state" / "state.safetensors", lambda beside: save_file(tensors, beside, metadata))
+
+
+def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What save_state wrote; None where the run was stopped before its first epoch ended.
+
+    Raises:
+        InputError: the file is not whole.
+    """
+    file_path = path / "state" / "state.safetensors"
+    if not file_path.is_file():
+        return None
+    try:
+        with safe_open(file_path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, json.loads(file.metadata()["progress"])
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise InputError(f"{file_path} is not whole ({error}); start the run anew") from None
+
+
+def installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that runs, with "+" where files differ from it; None outside one."""
+    here = Path(__file__).resolve().parent.parent.parent
+    try:
+        ask = lambda *words: subprocess.run(  # noqa: E731
+            ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
+        if Path(ask("rev-parse", "--show-toplevel")) != here:  # installed somewhere inside another repository
+            return None
+        return ask("rev-parse", "HEAD") + ("+" if ask("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
