@@ -1,0 +1,223 @@
+"""minibert/checkpoint.py: every published form loads, and what does not fit is named."""
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import TINY, perturbed
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from minibert.checkpoint import (
+    load_classifier,
+    load_encoder,
+    load_weights,
+    normal_name,
+    published_names,
+    read_labels,
+    save_pretrained,
+)
+from minibert.errors import InputError
+from minibert.model import Bert, BertClassifier
+
+LABELS = ["walking", "sitting", "lying", "日本", "e"]
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    """A copy of the tiny checkpoint that a test may spoil."""
+    return shutil.copytree(tiny, tmp_path / "copy")
+
+
+def rewrite(folder, change):
+    """Pass the file's tensors through `change`."""
+    tensors = load_file(folder / "model.safetensors")
+    save_file(change(tensors), folder / "model.safetensors")
+
+
+def same(model, other):
+    assert model.state_dict().keys() == other.state_dict().keys()
+    return all(torch.equal(t, other.state_dict()[name]) for name, t in model.state_dict().items())
+
+
+def test_file_has_the_published_names(tiny):
+    names = load_file(tiny / "model.safetensors").keys()
+    assert len(names) == 5 + 16 * TINY.num_hidden_layers + 2
+    assert "encoder.layer.1.attention.self.key.bias" in names
+    assert "embeddings.LayerNorm.weight" in names
+    assert json.loads((tiny / "config.json").read_text())["architectures"] == ["BertModel"]
+
+
+def test_query_key_value_are_in_their_order(tiny):
+    tensors = load_file(tiny / "model.safetensors")
+    qkv = load_encoder(tiny).layers[1].attention.qkv
+    for place, name in enumerate(("query", "key", "value")):
+        part = slice(24 * place, 24 * place + 24)
+        assert torch.equal(qkv.weight[part], tensors[f"encoder.layer.1.attention.self.{name}.weight"])
+        assert torch.equal(qkv.bias[part], tensors[f"encoder.layer.1.attention.self.{name}.bias"])
+
+
+def test_every_tensor_has_its_own_names():
+    names = [n for ours in BertClassifier(TINY).state_dict() for n in published_names(ours)]
+    assert len(set(names)) == len(names) == 5 + 16 * TINY.num_hidden_layers + 2 + 2
+
+
+def test_round_trip_of_an_encoder(tiny, tmp_path):
+    model = load_encoder(tiny)
+    assert not model.training
+    save_pretrained(model, tmp_path)
+    assert same(load_encoder(tmp_path), model)
+
+
+def test_round_trip_of_a_classifier(tmp_path):
+    torch.manual_seed(1)
+    model = perturbed(BertClassifier(TINY))
+    save_pretrained(model, tmp_path, LABELS)
+    again = load_classifier(tmp_path)
+    assert same(again, model)
+    assert again.config == TINY
+    assert read_labels(tmp_path) == LABELS
+    names = load_file(tmp_path / "model.safetensors").keys()
+    assert {"classifier.weight", "classifier.bias"} < names
+    assert all(name.startswith(("bert.", "classifier.")) for name in names)
+
+
+def test_mean_pool_is_remembered(tmp_path):
+    model = perturbed(BertClassifier(TINY, pool="mean"))
+    save_pretrained(model, tmp_path)
+    assert same(load_classifier(tmp_path), model)
+    assert load_classifier(tmp_path).config.pool == "mean"
+
+
+def test_label_order_is_numerical(tmp_path):
+    labels = [f"c{i}" for i in range(12)]
+    save_pretrained(BertClassifier(replace(TINY, num_labels=12)), tmp_path, labels)
+    assert read_labels(tmp_path) == labels
+
+
+def published_form(tensors):
+    """As bert-base-uncased's file: prefix, gamma and beta, pretraining heads."""
+    out = {}
+    for name, tensor in tensors.items():
+        if "LayerNorm" in name:
+            name = name.replace("weight", "gamma").replace("bias", "beta")
+        out["bert." + name] = tensor
+    out["cls.predictions.bias"] = torch.zeros(TINY.vocab_size)
+    out["cls.seq_relationship.weight"] = torch.zeros(2, 24)
+    return out
+
+
+def test_prefix_gamma_beta_and_unused_heads(tiny, folder):
+    rewrite(folder, published_form)
+    model = Bert(TINY)
+    report = load_weights(model, folder)
+    assert report.unused == ("cls.predictions.bias", "cls.seq_relationship.weight")
+    assert same(model, load_encoder(tiny))
+
+
+def test_position_ids_are_known(folder):
+    rewrite(folder, lambda t: t | {"embeddings.position_ids": torch.arange(64)[None]})
+    assert load_weights(Bert(TINY), folder).unused == ("embeddings.position_ids",)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_files_become_float32(tiny, folder, dtype):
+    rewrite(folder, lambda t: {name: tensor.to(dtype) for name, tensor in t.items()})
+    word = load_encoder(folder).embeddings.word.weight
+    assert word.dtype == torch.float32
+    assert torch.equal(word, load_encoder(tiny).embeddings.word.weight.to(dtype).float())
+
+
+def test_only_the_norms_have_gamma_and_beta():
+    assert normal_name("bert.encoder.layer.3.output.LayerNorm.gamma") == "encoder.layer.3.output.LayerNorm.weight"
+    assert normal_name("embeddings.LayerNorm.beta") == "embeddings.LayerNorm.bias"
+    assert normal_name("something.gamma") == "something.gamma"
+
+
+def test_new_head_is_said_once(tiny, caplog):
+    with caplog.at_level(logging.WARNING, "minibert"):
+        model = load_classifier(tiny)
+    assert len(caplog.records) == 1
+    assert "head.linear.weight, head.linear.bias" in caplog.text
+    assert model.head.linear.weight.shape == (2, 24)
+
+
+def test_encoder_leaves_a_classifiers_head_aside(tmp_path):
+    model = perturbed(BertClassifier(TINY))
+    save_pretrained(model, tmp_path)
+    assert same(load_encoder(tmp_path), model.bert)
+    assert load_weights(Bert(TINY), tmp_path).unused == ("classifier.bias", "classifier.weight")
+
+
+def test_own_head_round_trip(tmp_path):
+    def head():
+        return nn.Sequential(nn.Linear(24, 7), nn.Tanh(), nn.Linear(7, 5))
+
+    model = perturbed(BertClassifier(TINY, head=head()))
+    save_pretrained(model, tmp_path)
+    assert same(load_classifier(tmp_path, head=head()), model)
+    with pytest.raises(InputError, match=r"lacks classifier\.weight"):
+        load_classifier(tmp_path)
+
+
+def drop(name):
+    return lambda tensors: {n: t for n, t in tensors.items() if n != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (drop("encoder.layer.1.output.dense.bias"), r"lacks encoder\.layer\.1\.output\.dense\.bias"),
+        (drop("encoder.layer.0.attention.self.key.weight"), r"lacks encoder\.layer\.0\.attention\.self\.key\.weight"),
+        (lambda t: t | {"encoder.layer.2.output.dense.bias": torch.zeros(24)}, r"no place for: encoder\.layer\.2"),
+        (lambda t: t | {"extra": torch.zeros(1)}, "no place for: extra"),
+        (lambda t: t | {"pooler.dense.bias": torch.zeros(23)}, r"pooler\.dense\.bias has \[23\], not \[24\]"),
+        (lambda t: t | {"embeddings.word_embeddings.weight": torch.zeros(99, 24)}, r"word_embeddings.*\[99, 24\]"),
+    ],
+)
+def test_what_does_not_fit_is_named_and_nothing_is_copied(folder, change, words):
+    rewrite(folder, change)
+    model = Bert(TINY)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(InputError, match=words):
+        load_weights(model, folder)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_missing_pooler_names_the_way_out(folder):
+    rewrite(folder, lambda t: {n: v for n, v in t.items() if not n.startswith("pooler")})
+    with pytest.raises(InputError, match="pool mean needs no pooler"):
+        load_encoder(folder)
+    assert load_encoder(folder, pool="mean").config.pool == "mean"
+
+
+def test_truncated_file(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        load_encoder(folder)
+
+
+def test_pickles_are_never_opened(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match="pickle"):
+        load_encoder(folder)
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(InputError, match="not a folder"):
+        load_encoder(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"no config\.json"):
+        load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '{"hidden_size": "wide"}', '{"hidden_size": 10, "num_attention_heads": 3}']
+)
+def test_bad_config_json(folder, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"config\.json"):
+        load_encoder(folder)

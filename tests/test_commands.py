@@ -1,0 +1,147 @@
+"""train.py, eval.py and python -m minibert as a user runs them: whole processes, their output and exit codes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+
+def run(*words, check=True, **more):
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120, **more)
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("texts") / "texts.csv"
+    lines = [f"{i % 50 + 50 * (i % 2)} {(3 * i) % 50 + 50 * (i % 2)},{'odd' if i % 2 else 'even'}" for i in range(100)]
+    path.write_text("text,label\n" + "\n".join(lines) + "\n")
+    return path
+
+
+def test_help_does_not_wait_for_torch():
+    start = time.monotonic()
+    shown = run("-X", "importtime", "train.py", "--help")
+    assert time.monotonic() - start < 2  # half a second, on a machine that does something else besides
+    assert "torch" not in shown.stderr
+    flags = set(re.findall(r"^  (--[a-z-]+)", shown.stdout, re.MULTILINE))
+    assert {"--init", "--lr", "--warmup", "--resume"} <= flags
+    assert len(flags) <= 25
+
+
+def test_from_training_to_the_report(tiny, texts, tmp_path):
+    out = str(tmp_path / "run")
+    trained = run(
+        "train.py", "--data", str(texts), "--model", str(tiny), "--epochs", "2", "--lr", "3e-3", "--batch-size", "4",
+        "--out", out,
+    )  # fmt: skip
+    assert trained.stdout.splitlines()[-1] == f"next: python eval.py {out}"
+    assert len(re.findall(r"^ +[12] +\d\.\d{3} +\d\.\d{3} ", trained.stdout, re.MULTILINE)) == 2
+    shown = run("eval.py", out, "--predictions", str(tmp_path / "p.csv")).stdout
+    assert re.search(r"^test +accuracy \d\.\d{3}", shown, re.MULTILINE)
+    as_json = json.loads(run("eval.py", out, "--json").stdout)
+    assert set(as_json) == {"val", "test"}
+    assert {"accuracy", "loss", "macro_f1", "majority"} <= set(as_json["test"])
+    assert (tmp_path / "p.csv").read_text().count("\n") == 21
+    again = run("train.py", "--data", str(texts), "--model", str(tiny), "--out", out, check=False)
+    assert again.returncode == 2
+    assert "already holds a run" in again.stderr
+
+
+def test_motion_trains_from_either_start(tiny, tmp_path):
+    for init in ("pretrained", "random"):
+        out = str(tmp_path / init)
+        shown = run(
+            "train.py", "--init", init, "--model", str(tiny), "--epochs", "1", "--batch-size", "64", "--out", out
+        ).stdout
+        assert "3,851 / 752 / 806" in shown
+        assert f"start: {init}" in shown
+
+
+def test_own_windows(tiny, tmp_path):
+    x = np.random.default_rng(0).normal(size=(60, 20, 2)) + np.arange(60)[:, None, None] % 3
+    np.savez(tmp_path / "mine.npz", x=x, y=np.arange(60) % 3)
+    for encoding in ("levels", "grid", "decimals"):
+        run(
+            "train.py", "--data", str(tmp_path / "mine.npz"), "--model", str(tiny), "--epochs", "1", "--steps", "5",
+            "--encoding", encoding, "--batch-size", "8", "--out", str(tmp_path / encoding),
+        )  # fmt: skip
+
+
+def test_a_killed_process_goes_on(tiny, texts, tmp_path):
+    flags = ["--data", str(texts), "--model", str(tiny), "--epochs", "40", "--batch-size", "4", "--lr", "1e-3"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run("train.py", *flags, "--out", str(whole))
+    process = subprocess.Popen([sys.executable, "train.py", *flags, "--out", str(killed)], cwd=ROOT, stdout=-1)
+    metrics = killed / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert metrics.read_text().count("\n") < 40
+    assert "resuming after epoch" in run("train.py", "--resume", str(killed)).stdout
+    rows = [
+        [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (whole, killed)
+    ]
+    assert [row["val_loss"] for row in rows[0]] == [row["val_loss"] for row in rows[1]]
+    one, two = ((path / "model" / "model.safetensors").read_bytes() for path in (whole, killed))
+    assert one == two
+
+
+BAD = {
+    "lr too high": (["--lr", "2"], "--lr 2.0: it must be above 0 and at most 1"),
+    "lr zero": (["--lr", "0"], "--lr"),
+    "lr not a number": (["--lr", "nan"], "--lr"),
+    "warmup negative": (["--warmup", "-0.1"], "--warmup"),
+    "warmup between": (["--warmup", "1.5"], "a fraction below 1 or a whole number"),
+    "missing file": (["--data", "nowhere.csv"], "no such file"),
+    "unknown channel": (["--channels", "acc-q"], "no channel 'acc-q'"),
+    "unknown scheme": (["--init", "xavierr"], "known: pretrained, random"),
+    "no such model": (["--model", "./nowhere"], "no such folder"),
+    "dropout": (["--dropout", "0.1,0.2"], "HIDDEN,ATTENTION,HEAD"),
+    "seed": (["--seed", "x"], "--seed"),
+    "resume and more": (["--resume", "runs/x", "--epochs", "3"], "leave out --epochs"),
+    "resume nowhere": (["--resume", "runs/nowhere"], "no such folder"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_flags_are_one_line_and_code_2(case, tiny, tmp_path):
+    flags, words = BAD[case]
+    model = [] if "--model" in flags or "--resume" in flags else ["--model", str(tiny)]
+    out = [] if "--resume" in flags else ["--out", str(tmp_path / "run")]
+    done = run("train.py", *model, *out, *flags, check=False)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_checkpoints_are_one_line(tiny, tmp_path):
+    """Of the many in test_checkpoint.py, two through the whole command."""
+    import shutil
+
+    cut, words = shutil.copytree(tiny, tmp_path / "cut"), shutil.copytree(tiny, tmp_path / "words")
+    os.truncate(cut / "model.safetensors", 5000)
+    (words / "vocab.txt").write_text((words / "vocab.txt").read_text() + "more\n")
+    for folder, said in ((cut, "not a whole safetensors file"), (words, "the tokenizer has 170 words, the word emb")):
+        done = run("train.py", "--model", str(folder), "--out", str(tmp_path / "run"), check=False)
+        assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
+        assert said in done.stderr
+        assert not (tmp_path / "run").exists()
+
+
+def test_eval_of_nothing():
+    done = run("eval.py", "runs/nowhere", check=False)
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)

@@ -1,0 +1,163 @@
+"""minibert/config.py: the defaults of a run, and what each setting may be."""
+
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+
+from minibert.config import TrainConfig, flag
+from minibert.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 2),
+        ("epochs", 5),
+        ("dropout", "0.1"),
+        ("weight_decay", 0.01),
+        ("clip", 1.0),
+        ("lr", 1e-5),
+        ("warmup", 0.1),
+        ("init", "pretrained"),
+        ("pool", "cls"),
+        ("accumulate", 1),
+        ("bias_correction", True),
+        ("data", "motion"),
+        ("encoding", "levels"),
+        ("steps", 16),
+        ("channels", None),
+        ("seed", "0"),
+    ],
+)
+def test_defaults(name, value):
+    assert getattr(TrainConfig(), name) == value
+
+
+def test_settings_cannot_be_changed_afterwards():
+    with pytest.raises(FrozenInstanceError):
+        TrainConfig().lr = 2.0
+
+
+def test_every_setting_has_a_heading_and_a_help_line():
+    for entry in fields(TrainConfig):
+        assert entry.metadata["group"] in ("data", "model", "training", "run"), entry.name
+        assert entry.metadata["help"], entry.name
+
+
+def test_needs_no_torch():
+    code = "import sys, minibert.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_flags_are_spelled_with_dashes():
+    assert flag("weight_decay") == "--weight-decay"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr": 1.0},
+        {"lr": 1e-12},
+        {"warmup": 0.0},
+        {"warmup": 0.999},
+        {"warmup": 1},
+        {"warmup": 250.0},
+        {"weight_decay": 0.0},
+        {"weight_decay": 1.0},
+        {"clip": 0.0},
+        {"clip": 1e6},
+        {"dropout": "0"},
+        {"dropout": "0,0.5,0.999"},
+        {"epochs": 1},
+        {"batch_size": 1},
+        {"accumulate": 1},
+        {"steps": 1},
+        {"grid_cells": 1},
+        {"max_length": 3},
+        {"seed": "7,order=3"},
+        {"encoding": "grid"},
+        {"encoding": "decimals"},
+        {"pool": "mean"},
+        {"precision": "fp32"},
+        {"precision": "bf16"},
+        {"precision": "fp16"},
+    ],
+)
+def test_ends_of_the_ranges_are_allowed(settings):
+    (name, value), *_ = settings.items()
+    assert getattr(TrainConfig(**settings), name) == value
+
+
+@pytest.mark.parametrize("value", [0.0, -1e-5, 1.01, float("nan"), float("inf")])
+def test_bad_lr(value):
+    with pytest.raises(InputError, match=r"--lr .*above 0 and at most 1"):
+        TrainConfig(lr=value)
+
+
+@pytest.mark.parametrize("value", [-0.1, -5.0, 1.5, 100.25, float("nan"), float("inf")])
+def test_bad_warmup(value):
+    with pytest.raises(InputError, match=r"--warmup .*fraction below 1 or a whole number"):
+        TrainConfig(warmup=value)
+
+
+@pytest.mark.parametrize("value", [-0.01, 1.01, float("nan")])
+def test_bad_weight_decay(value):
+    with pytest.raises(InputError, match=r"--weight-decay .*from 0 to 1"):
+        TrainConfig(weight_decay=value)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_bad_clip(value):
+    with pytest.raises(InputError, match=r"--clip .*or 0 for none"):
+        TrainConfig(clip=value)
+
+
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "accumulate", "steps", "grid_cells"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_counts_start_at_one(name, value):
+    with pytest.raises(InputError, match=f"{flag(name)} {value}: .*at least 1"):
+        TrainConfig(**{name: value})
+
+
+def test_a_text_has_room_for_its_markers():
+    with pytest.raises(InputError, match=r"--max-length 2: .*at least 3"):
+        TrainConfig(max_length=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("encoding", "levels, grid, decimals"),
+        ("pool", "cls, mean"),
+        ("precision", "auto, fp32, bf16, fp16"),
+    ],
+)
+def test_a_wrong_choice_is_told_the_right_ones(name, allowed):
+    with pytest.raises(InputError, match=f"--{name} other: .*one of {allowed}"):
+        TrainConfig(**{name: "other"})
+
+
+@pytest.mark.parametrize(
+    ("text", "rates"),
+    [
+        ("0.1", (0.1, 0.1, 0.1)),
+        ("0", (0.0, 0.0, 0.0)),
+        ("0.1,0.2,0.3", (0.1, 0.2, 0.3)),
+        ("0.1, 0, 0.5", (0.1, 0.0, 0.5)),
+    ],
+)
+def test_dropout_is_one_rate_or_three(text, rates):
+    assert TrainConfig(dropout=text).dropout_rates() == rates
+
+
+@pytest.mark.parametrize("text", ["", "much", "1", "1.0,0,0", "0,0,1", "-0.1", "0.1,0.2", "0,0,0,0", "nan", "0.1,,0.1"])
+def test_bad_dropout(text):
+    with pytest.raises(InputError, match=r"--dropout .*HIDDEN,ATTENTION,HEAD"):
+        TrainConfig(dropout=text)
+
+
+def test_a_bad_seed_is_refused_with_the_settings():
+    with pytest.raises(InputError, match="--seed"):
+        TrainConfig(seed="7,oder=3")

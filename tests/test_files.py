@@ -1,0 +1,96 @@
+"""minibert/files.py: a file is the old one or the new one, never half of either."""
+
+import json
+
+import pytest
+
+from minibert.errors import InputError
+from minibert.files import read_json, replace_file, sha256, write_json
+
+
+def test_new_content_takes_the_place_of_the_old(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    replace_file(path, lambda beside: beside.write_text("new"))
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_is_not_there_yet(tmp_path):
+    replace_file(tmp_path / "a.txt", lambda beside: beside.write_text("new"))
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_old_content_stays_until_the_new_is_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def write(beside):
+        assert beside.parent == path.parent  # a rename inside one folder is one step
+        assert beside != path
+        beside.write_text("new")
+        assert path.read_text() == "old"
+
+    replace_file(path, write)
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("content", ["old", None])
+def test_a_writer_that_fails_leaves_what_was_there(tmp_path, content):
+    path = tmp_path / "a.txt"
+    if content is not None:
+        path.write_text(content)
+
+    def write(beside):
+        beside.write_text("half of the n")
+        raise RuntimeError("the disk is full")
+
+    with pytest.raises(RuntimeError, match="disk is full"):
+        replace_file(path, write)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == ([("a.txt", "old")] if content else [])
+
+
+def test_a_writer_that_writes_nothing_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(FileNotFoundError):
+        replace_file(path, lambda beside: None)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_round_trip(tmp_path):
+    content = {"labels": ["日本", "é"], "n": [1, 2.5, None, True]}
+    write_json(tmp_path / "a.json", content)
+    assert read_json(tmp_path / "a.json") == content
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert "日本" in text
+    assert text.endswith("}\n")
+
+
+def test_json_that_cannot_be_written_leaves_the_old(tmp_path):
+    write_json(tmp_path / "a.json", [1])
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", [object()])
+    assert json.loads((tmp_path / "a.json").read_text()) == [1]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_read_json_says_which_file_is_missing_and_where(tmp_path):
+    with pytest.raises(InputError, match=r"no config\.json in .*"):
+        read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"a: 1", b'{"a": "\xff"}'])
+def test_read_json_says_which_file_is_not_json(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"config\.json is not JSON"):
+        read_json(tmp_path / "config.json")
+
+
+def test_sha256_of_known_content(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    (tmp_path / "nothing").write_bytes(b"")
+    assert sha256(tmp_path / "nothing") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

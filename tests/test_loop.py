@@ -1,0 +1,279 @@
+"""minibert/training/loop.py: what a step does, what a run leaves, and that a stopped one goes on."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import TINY, perturbed
+from safetensors import safe_open
+
+from minibert.checkpoint import load_classifier
+from minibert.config import TrainConfig
+from minibert.data.batches import Batch
+from minibert.errors import InputError
+from minibert.model import BertClassifier
+from minibert.training import loop
+from minibert.training.loop import StepResult, Tally, prepare, resume, train, training_step
+from minibert.training.optimizer import AdamW
+from minibert.training.precision import LossScaler, choose_precision
+
+FP32 = choose_precision("fp32", torch.device("cpu"))
+FP16 = choose_precision("fp16", torch.device("cpu"))
+DRY = replace(TINY, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, classifier_dropout=0.0)
+
+
+def classifier(config=DRY):
+    torch.manual_seed(0)
+    return perturbed(BertClassifier(config))
+
+
+def batch(n, length=6, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, TINY.vocab_size, (n, length), generator=generator)
+    return Batch(ids, None, None, torch.randint(0, 5, (n,), generator=generator))
+
+
+def parts(whole, size):
+    return [Batch(i, None, None, y) for i, y in zip(whole.input_ids.split(size), whole.labels.split(size))]
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def step(model, micro, lr=1e-3, clip=1.0, precision=FP32, scaler=None, optimizer=None):
+    optimizer = optimizer or AdamW(model.named_parameters())
+    return training_step(model, optimizer, micro, lr, clip, precision, scaler or LossScaler(False))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_accumulation_is_one_large_batch(size):
+    whole, cut = classifier(), classifier()
+    one = step(whole, [batch(6)])
+    many = step(cut, parts(batch(6), size))  # 5: batches of different sizes weigh by their examples
+    assert many.loss_sum.item() == pytest.approx(one.loss_sum.item(), rel=1e-5)
+    assert (many.count, many.correct.item()) == (6, one.correct.item())
+    # The first step of Adam is a sign: compare the gradients, and the weights where the sign is certain.
+    for a, b in zip(whole.parameters(), cut.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_loss_is_a_mean_per_example():
+    model = classifier()
+    expected = torch.nn.functional.cross_entropy(model(batch(3).input_ids), batch(3).labels)
+    result = step(model, [batch(3)])
+    assert result.loss_sum.item() / result.count == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_clipping_is_to_the_global_norm(monkeypatch):
+    scales = []
+    monkeypatch.setattr(AdamW, "step", lambda self, lr, grad_scale: scales.append((self.gradient_norm(), grad_scale)))
+    for clip in (0.01, 1e9, 0):
+        step(classifier(), [batch(4)], clip=clip)
+    (norm, tight), (_, loose), (_, off) = scales
+    assert tight * norm == pytest.approx(0.01, rel=1e-3)
+    assert (loose, off) == (1.0, 1.0)
+
+
+def test_loss_scaling_does_not_change_the_step():
+    plain, scaled = classifier(), classifier()
+    step(plain, [batch(4)], clip=0.05)
+    step(scaled, [batch(4)], clip=0.05, scaler=LossScaler(True, 1024.0))
+    torch.testing.assert_close(weights(plain), weights(scaled), rtol=1e-5, atol=1e-6)
+
+
+def test_an_overflow_skips_the_step():
+    model = classifier()
+    before = weights(model)
+    optimizer, scaler = AdamW(model.named_parameters()), LossScaler(True, 2.0**120)
+    result = step(model, [batch(4)], precision=FP16, scaler=scaler, optimizer=optimizer)
+    assert not result.stepped
+    assert (optimizer.steps, scaler.scale) == (0, 2.0**119)
+    assert torch.equal(weights(model), before)
+
+
+def test_tally():
+    tally = Tally()
+    tally.add(StepResult(torch.tensor(3.0), torch.tensor(1), 2, True))
+    tally.add(StepResult(torch.tensor(1.0), torch.tensor(2), 2, True))
+    assert (tally.loss, tally.accuracy) == (1.0, 0.75)
+
+
+@pytest.fixture
+def config(tiny, tmp_path):
+    """Two classes of ten numbers, one low and one high: learned within a few epochs."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [
+        {"text": " ".join(str(n + 50 * y) for n in torch.randint(0, 50, (6,), generator=generator).tolist()),
+         "label": ("low", "high")[y]}
+        for y in (0, 1) for _ in range(40)
+    ]  # fmt: skip
+    (tmp_path / "numbers.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return TrainConfig(
+        data=str(tmp_path / "numbers.jsonl"),
+        model=str(tiny),
+        lr=3e-3,
+        epochs=3,
+        batch_size=8,
+        out=str(tmp_path / "run"),
+    )
+
+
+def rows_of(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def final(path):
+    model = load_classifier(path / "model")
+    timeless = [{k: v for k, v in row.items() if "second" not in k} for row in rows_of(path)]
+    return weights(model), timeless
+
+
+def test_a_run_learns_and_leaves_its_folder(config):
+    said = []
+    path = train(replace(config, lr=1e-2, epochs=5, batch_size=4), said.append)
+    rows = rows_of(path)
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5]
+    assert set(rows[0]) >= {
+        "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds", "examples_per_second",
+    }  # fmt: skip
+    assert max(row["val_accuracy"] for row in rows) >= 0.9
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert {p.name for p in path.iterdir()} == {"config.json", "manifest.json", "metrics.jsonl", "model"}
+    assert {p.name for p in (path / "model").iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    content = json.loads((path / "config.json").read_text())
+    assert content["settings"]["lr"] == 1e-2
+    assert content["dataset"]["labels"] == ["high", "low"]
+    assert len(content["checkpoint"]["sha256"]) == len(content["dataset"]["sha256"]) == 64
+    assert content["versions"]["torch"] == torch.__version__
+    assert said[-1] == f"next: python eval.py {path}"
+    assert "always the commonest class: 0.500" in said[-2]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(config, tmp_path):
+    one, two, three = (
+        final(train(replace(config, out=str(tmp_path / f"r{i}"), seed=seed, epochs=1), str))
+        for i, seed in enumerate("005")
+    )
+    assert torch.equal(one[0], two[0])
+    assert one[1] == two[1]
+    assert not torch.equal(one[0], three[0])
+
+
+@pytest.mark.parametrize("apart", ["head", "order", "dropout"])
+def test_each_seed_moves_the_run(config, tmp_path, apart):
+    one = final(train(replace(config, epochs=1), str))[0]
+    other = final(train(replace(config, epochs=1, seed=f"0,{apart}=1", out=str(tmp_path / "other")), str))[0]
+    assert not torch.equal(one, other)
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the package catches it."""
+
+
+@pytest.mark.parametrize("moment", ["save_state", "append_row"])
+def test_a_run_stopped_in_epoch_two_goes_on_to_the_same_end(config, tmp_path, monkeypatch, moment):
+    whole = final(train(replace(config, out=str(tmp_path / "whole")), str))
+    calls = 0
+    real = getattr(loop.run, moment)
+
+    def stop(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise Killed
+        real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.run, moment, stop)
+        with pytest.raises(Killed):
+            train(config, str)
+    path = resume(tmp_path / "run", str)
+    weights_, rows = final(path)
+    assert torch.equal(weights_, whole[0])
+    assert rows == whole[1]
+    with pytest.raises(InputError, match="has ended"):
+        resume(path)
+
+
+def test_a_run_stopped_before_its_first_epoch_ended_starts_anew(config, tmp_path, monkeypatch):
+    whole = final(train(replace(config, out=str(tmp_path / "whole")), str))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "report", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            train(config, str)
+    assert torch.equal(final(resume(tmp_path / "run", str))[0], whole[0])
+
+
+def test_resume_refuses_other_data(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "end_run", lambda *_: None)
+    path = train(config, str)
+    data = tmp_path / "numbers.jsonl"
+    data.write_text(data.read_text() + '\n{"text": "1", "label": "low"}')
+    with pytest.raises(InputError, match="the data of .* changed"):
+        resume(path)
+
+
+def test_nothing_is_a_pickle(config, monkeypatch):
+    monkeypatch.setattr(loop, "end_run", lambda *_: None)
+    path = train(config, str)
+    files = [p for p in path.rglob("*") if p.is_file()]
+    assert {p.suffix for p in files} == {".json", ".jsonl", ".safetensors"}
+    for file in files:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as opened:
+                assert opened.keys()
+
+
+def test_the_best_epoch_is_kept_and_a_tie_goes_to_the_earlier(config, monkeypatch):
+    accuracies = iter([0.5, 0.8, 0.8])
+    real, kept = loop.report, []
+    monkeypatch.setattr(loop, "report", lambda *a: real(*a) | {"accuracy": next(accuracies)})
+    save = loop.checkpoint.save_pretrained
+    monkeypatch.setattr(
+        loop.checkpoint, "save_pretrained", lambda model, *a: (kept.append(weights(model)), save(model, *a))
+    )
+    path = train(config, str)
+    assert len(kept) == 2
+    torch.testing.assert_close(weights(load_classifier(path / "model")), kept[1], rtol=0, atol=0)
+    assert json.loads((path / "config.json").read_text())["ended"]["best_epoch"] == 2
+
+
+def test_an_out_that_holds_something_is_refused_before_work_begins(config, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("mine")
+    monkeypatch.setattr(loop, "prepare", lambda *_: pytest.fail("work began"))
+    with pytest.raises(InputError, match="already holds a run"):
+        train(config, str)
+    assert (tmp_path / "run" / "config.json").read_text() == "mine"
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_in_one_line(config, monkeypatch):
+    monkeypatch.setattr(AdamW, "gradient_norm", lambda self: math.nan)
+    with pytest.raises(InputError, match="not finite at step 1 .*lower --lr"):
+        train(config, str)
+
+
+def test_the_schedule_stands_still_on_a_skipped_step(config, monkeypatch):
+    norms, rates = iter([math.inf, math.inf] + [1.0] * 100), []
+    monkeypatch.setattr(AdamW, "gradient_norm", lambda self: next(norms))
+    real = AdamW.step
+    monkeypatch.setattr(AdamW, "step", lambda self, lr, scale: (rates.append(lr), real(self, lr, scale)))
+    path = train(replace(config, precision="fp16", warmup=4, epochs=1), str)
+    assert rates[:4] == pytest.approx([0, 3e-3 / 4, 6e-3 / 4, 9e-3 / 4])  # the first rate is not lost
+    row = rows_of(path)[0]
+    assert (row["step"], row["skipped_steps"]) == (6, 2)
+
+
+def test_prepare_writes_nothing_and_says_what_it_took(config, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    said = []
+    setup = prepare(replace(config, dropout="0.2,0.3,0.4", pool="mean"), said.append)
+    assert sorted(tmp_path.rglob("*")) == before
+    numbers = setup.model.config
+    assert (numbers.hidden_dropout_prob, numbers.attention_probs_dropout_prob, numbers.head_dropout) == (0.2, 0.3, 0.4)
+    assert (numbers.num_labels, numbers.pool) == (2, "mean")
+    assert said[0].startswith("minibert on CPU")
+    assert "newly drawn: head.linear.weight, head.linear.bias" in said[-1]

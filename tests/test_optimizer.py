@@ -1,0 +1,114 @@
+"""minibert/training/optimizer.py. AdamW against torch's own and the schedule against the reference: tests/parity."""
+
+import math
+
+import pytest
+import torch
+from conftest import TINY
+from torch import nn
+
+from minibert.model import BertClassifier
+from minibert.training import optimizer as module
+from minibert.training.optimizer import AdamW, linear_schedule, warmup_steps
+
+
+def model_with_gradients(seed=0):
+    torch.manual_seed(seed)
+    model = BertClassifier(TINY)
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    return model
+
+
+def test_decay_is_for_matrices_only():
+    model = model_with_gradients()
+    optimizer = AdamW(model.named_parameters())
+    decayed = {name for name in optimizer.parameters if optimizer.decays(name)}
+    assert decayed == {n for n in optimizer.parameters if n.endswith("weight") and "norm" not in n}
+
+
+def test_pieces_change_nothing(monkeypatch):
+    whole, pieces = model_with_gradients(), model_with_gradients()
+    AdamW(whole.named_parameters(), lr=0.1).step()
+    monkeypatch.setattr(module, "PIECE", 7)
+    AdamW(pieces.named_parameters(), lr=0.1).step()
+    for a, b in zip(whole.parameters(), pieces.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_gradient_scale_is_a_scaled_gradient():
+    scaled, by_hand = model_with_gradients(), model_with_gradients()
+    AdamW(scaled.named_parameters(), lr=0.1).step(grad_scale=0.25)
+    for p in by_hand.parameters():
+        p.grad *= 0.25
+    AdamW(by_hand.named_parameters(), lr=0.1).step()
+    for a, b in zip(scaled.parameters(), by_hand.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_the_gradients_themselves_are_left_alone():
+    model = model_with_gradients()
+    before = [p.grad.clone() for p in model.parameters()]
+    AdamW(model.named_parameters()).step(grad_scale=0.5)
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), before))
+
+
+def test_gradient_norm_is_global():
+    model = model_with_gradients()
+    expected = math.sqrt(sum(p.grad.pow(2).sum().item() for p in model.parameters()))
+    assert AdamW(model.named_parameters()).gradient_norm() == pytest.approx(expected, rel=1e-6)
+
+
+def test_without_bias_correction_the_first_step_is_larger():
+    steps = []
+    for correct in (True, False):
+        p = nn.Parameter(torch.zeros(3))
+        p.grad = torch.ones(3)
+        AdamW([("p", p)], lr=1.0, bias_correction=correct).step()
+        steps.append(p[0].item())
+    assert steps[0] == pytest.approx(-1.0, rel=1e-6)
+    assert steps[1] / steps[0] == pytest.approx(0.1 / math.sqrt(0.001), rel=1e-4)
+
+
+def test_state_goes_over_exactly():
+    one, other = model_with_gradients(), model_with_gradients()
+    first = AdamW(one.named_parameters(), lr=0.01)
+    first.step()
+    other.load_state_dict(one.state_dict())
+    second = AdamW(other.named_parameters(), lr=0.01)
+    second.load_state_dict(first.state_dict())
+    first.step()
+    second.step()
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
+    assert (second.steps, second.shrinkage) == (2, first.shrinkage)
+
+
+def test_shrinkage_is_what_decay_makes_of_an_idle_weight():
+    p = nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
+    optimizer = AdamW([("p", p)], weight_decay=0.1)
+    for lr in (0.1, 0.3, 0.0, 0.2):
+        optimizer.step(lr)
+    assert p[0, 0].item() == pytest.approx(optimizer.shrinkage, rel=1e-12)
+    assert optimizer.shrinkage == pytest.approx(0.99 * 0.97 * 0.98)
+
+
+def test_frozen_parameters_are_left_out():
+    model = model_with_gradients()
+    model.bert.requires_grad_(False)
+    before = model.bert.embeddings.word.weight.clone()
+    optimizer = AdamW(model.named_parameters(), lr=0.1)
+    optimizer.step()
+    assert list(optimizer.parameters) == ["head.linear.weight", "head.linear.bias"]
+    assert torch.equal(before, model.bert.embeddings.word.weight)
+
+
+def test_schedule():
+    factors = [linear_schedule(step, 10, 4) for step in range(12)]
+    assert factors[:5] == [0, 0.25, 0.5, 0.75, 1]
+    assert factors[5:] == pytest.approx([5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0, 0])
+    assert linear_schedule(0, 10, 0) == 1
+    assert linear_schedule(5, 10, 20) == 0.25  # a warmup longer than the run never reaches the top
+
+
+def test_warmup_is_a_fraction_or_steps():
+    assert [warmup_steps(w, 101) for w in (0, 0.1, 0.5, 1, 7, 500)] == [0, 11, 51, 1, 7, 500]

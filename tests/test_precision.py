@@ -1,0 +1,57 @@
+"""minibert/training/precision.py."""
+
+import pytest
+import torch
+
+from minibert.training.precision import LossScaler, choose_precision, fast_bf16_cpu
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("amx", "avx", "name"), [(True, False, "bf16"), (False, True, "bf16"), (False, False, "fp32")])
+def test_auto_on_a_cpu_asks_the_hardware(monkeypatch, amx, avx, name):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx, raising=False)
+    assert choose_precision("auto", CPU).name == name
+    assert "bf16 matrix instructions" in choose_precision("auto", CPU).why
+
+
+def test_another_processor_is_taken_for_slow(monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    assert not fast_bf16_cpu()
+
+
+@pytest.mark.parametrize(("capability", "name"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_auto_on_cuda(monkeypatch, capability, name):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_precision("auto", torch.device("cuda")).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_what_is_asked_for_is_used(name, dtype):
+    with choose_precision(name, CPU).autocast():
+        assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == dtype
+
+
+def test_scaler_halves_on_overflow_and_doubles_after_patience():
+    scaler = LossScaler(True, scale=8.0, patience=3)
+    scaler.update(False)
+    assert scaler.scale == 4
+    scaler.update(True)
+    scaler.update(True)
+    scaler.update(False)  # counts anew
+    assert scaler.scale == 2
+    for _ in range(3):
+        scaler.update(True)
+    assert scaler.scale == 4
+    assert scaler.good_steps == 0
+
+
+def test_scaler_that_is_off():
+    scaler = LossScaler(False)
+    scaler.update(False)
+    assert scaler.scale == 1

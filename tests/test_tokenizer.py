@@ -1,0 +1,90 @@
+"""minibert/tokenizer.py. Parity with the reference's tokenizer is in tests/parity."""
+
+import json
+import shutil
+
+import pytest
+
+from minibert.errors import InputError
+from minibert.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def tokenizer(tiny):
+    return Tokenizer.load(tiny)
+
+
+def pieces(tokenizer, ids):
+    return [tokenizer.backend.id_to_token(i) for i in ids]
+
+
+def test_one_text(tokenizer):
+    (ids,), (types,), cut = tokenizer.encode(["Ab 7, 107"])
+    assert pieces(tokenizer, ids) == ["[CLS]", "a", "##b", "7", "[UNK]", "10", "##7", "[SEP]"]
+    assert types == [0] * 8
+    assert cut == 0
+
+
+def test_a_pair(tokenizer):
+    (ids,), (types,), _ = tokenizer.encode(["1 2"], ["3"])
+    assert pieces(tokenizer, ids) == ["[CLS]", "1", "2", "[SEP]", "3", "[SEP]"]
+    assert types == [0, 0, 0, 0, 1, 1]
+
+
+def test_cut_on_either_side_is_counted(tokenizer):
+    texts = ["1 2 3 4 5 6", "1 2"]
+    right, _, cut = tokenizer.encode(texts, max_length=5)
+    assert [pieces(tokenizer, ids)[1:-1] for ids in right] == [["1", "2", "3"], ["1", "2"]]
+    assert cut == 1
+    left, _, _ = tokenizer.encode(texts, max_length=5, side="left")
+    assert pieces(tokenizer, left[0])[1:-1] == ["4", "5", "6"]
+    assert len(tokenizer.encode(texts)[0][0]) == 8  # the limit is not remembered
+
+
+def test_of_a_pair_the_longer_is_cut_first(tokenizer):
+    (ids,), _, _ = tokenizer.encode(["1 2 3 4 5"], ["6 7"], max_length=8)
+    assert pieces(tokenizer, ids) == ["[CLS]", "1", "2", "3", "[SEP]", "6", "7", "[SEP]"]
+
+
+def test_json_and_vocabulary_agree(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    texts = ["héllo 12", "a" * 200, "", "  ", "日本 x"]
+    assert again.encode(texts) == tokenizer.encode(texts)
+    assert again.vocab_size == tokenizer.vocab_size == 169
+
+
+def test_padding_and_truncation_of_a_published_file_are_switched_off(tokenizer, tmp_path):
+    tokenizer.backend.enable_padding(length=20)
+    tokenizer.backend.enable_truncation(6)
+    tokenizer.backend.save(str(tmp_path / "tokenizer.json"))
+    assert len(Tokenizer.load(tmp_path).encode(["1 2 3 4 5 6 7"])[0][0]) == 9
+
+
+@pytest.mark.parametrize(
+    ("config", "words", "expected"),
+    [
+        (None, ["a"], "a"),  # no upper-case letter in it: for lower-cased text
+        (None, ["a", "A"], "A"),
+        ({"do_lower_case": False}, ["a"], "[UNK]"),
+        ({"do_lower_case": True}, ["a", "A"], "a"),
+    ],
+)
+def test_case_of_a_bare_vocabulary(tmp_path, config, words, expected):
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words]))
+    if config is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert pieces(tokenizer, tokenizer.encode(["A"])[0][0])[1] == expected
+
+
+def test_errors_name_the_folder(tiny, tmp_path):
+    with pytest.raises(InputError, match=r"no tokenizer\.json and no vocab\.txt"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be read"):
+        Tokenizer.load(tmp_path)
+    folder = shutil.copytree(tiny, tmp_path / "copy")
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[SEP]\na\n")
+    with pytest.raises(InputError, match=r"lacks \[CLS\]"):
+        Tokenizer.load(folder)
