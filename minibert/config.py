@@ -61,7 +61,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("max_length", "steps", "grid_cells", "epochs", "batch_size", "accumulate"):
             at_least = 3 if name == "max_length" else 1
-            check(self, name, getattr(self, name) >= at_least, f"a whole number of at least {at_least}")
+            value = getattr(self, name)
+            check(self, name, value == int(value) and value >= at_least, f"a whole number of at least {at_least}")
         for name in ("encoding", "pool", "precision"):
             allowed = field_of(name).metadata["choices"]
             check(self, name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from minibert.errors import InputError
 
 
@@ -23,10 +25,14 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(beside)
-        os.chmod(beside, 0o644)  # safetensors writes files that nobody else can read
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(beside, 0o666 & ~umask)  # as any new file: safetensors writes files that nobody else can read
         with open(beside, "rb") as file:
             os.fsync(file.fileno())  # without it, a power cut can leave the new name on empty content
         os.replace(beside, path)
+    except SafetensorError as error:  # its way to say that the disk is full or may not be written
+        raise OSError(f"{path} cannot be written: {error}") from None
     finally:
         beside.unlink(missing_ok=True)
 

@@ -30,8 +30,9 @@ class Seeds:
         known = [field.name for field in fields(cls)]
         values: dict[str, int] = {}
         for position, part in enumerate(str(text).split(",")):
-            name, _, number = part.rpartition("=")
-            if not number.strip().isdecimal() or (name and name not in known) or (not name and position):
+            name, equals, number = (piece.strip() for piece in part.rpartition("="))
+            allowed = name in known if equals else position == 0
+            if not allowed or not number.isdecimal() or len(number) > 100:
                 raise InputError(
                     f"--seed {text!r}: write a whole number, or NUMBER,NAME=NUMBER with {', '.join(known)}"
                 )

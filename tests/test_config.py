@@ -115,7 +115,7 @@ def test_bad_clip(value):
 
 
 @pytest.mark.parametrize("name", ["epochs", "batch_size", "accumulate", "steps", "grid_cells"])
-@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize("value", [0, -1, 1.5])
 def test_counts_start_at_one(name, value):
     with pytest.raises(InputError, match=f"{flag(name)} {value}: .*at least 1"):
         TrainConfig(**{name: value})

@@ -161,6 +161,9 @@ def test_name_of_the_data_decides_what_is_read(small, tmp_path):
     assert len(read_table(TrainConfig(data=str(small))).labels) == 40
     with pytest.raises(InputError, match="no such file"):
         read_table(TrainConfig(data=str(tmp_path / "no.npz")))
+    np.savez(tmp_path / "own.npz", x=np.zeros((4, 2, 1)), y=np.arange(4))
+    (tmp_path / "own.npz").rename(tmp_path / "OWN.NPZ")
+    assert len(read_table(TrainConfig(data=str(tmp_path / "OWN.NPZ"))).labels) == 4
 
 
 def test_home_and_charset_are_known(tmp_path, monkeypatch):
@@ -230,6 +233,13 @@ def test_other_texts_pairs_and_lengths_are_not_mixed_up(cache, calls, tokenizer,
     assert len(calls) == 2
     assert [row.tolist() for row in ids] == tokenizer.encode(texts, pairs, length)[0]
     assert (types is None) == (pairs is None)
+
+
+def test_other_second_texts_are_not_mixed_up(cache, calls, tokenizer):
+    tokenize(tokenizer, ["1 a"], ["2 b"], 8)
+    ids, _, _ = tokenize(tokenizer, ["1 a"], ["3 c"], 8)
+    assert len(calls) == 2
+    assert [row.tolist() for row in ids] == tokenizer.encode(["1 a"], ["3 c"], 8)[0]
 
 
 def test_another_vocabulary_is_not_mixed_up(cache, calls, tokenizer, tiny, tmp_path):

@@ -1,8 +1,12 @@
 """minibert/files.py: a file is the old one or the new one, never half of either."""
 
 import json
+import os
 
+import numpy as np
 import pytest
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from minibert.errors import InputError
 from minibert.files import read_json, replace_file, sha256, write_json
@@ -94,3 +98,21 @@ def test_sha256_of_known_content(tmp_path):
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     (tmp_path / "nothing").write_bytes(b"")
     assert sha256(tmp_path / "nothing") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_new_files_have_the_rights_that_new_files_have(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        replace_file(tmp_path / "a", lambda beside: save_file({"a": np.zeros(1)}, beside))
+        assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~mask
+    finally:
+        os.umask(before)
+
+
+def test_a_full_disk_is_an_os_error(tmp_path):
+    def write(beside):
+        raise SafetensorError("No space left on device")
+
+    with pytest.raises(OSError, match="a cannot be written: No space left"):
+        replace_file(tmp_path / "a", write)

@@ -56,3 +56,10 @@ def test_seeds_suit_torch():
     seeds = [derive(seed, "order", epoch) for seed, epoch in product((0, 7, 2**80), range(100))]
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert max(seeds) > 2**53  # and use the room
+
+
+def test_spaces_behind_the_comma_are_allowed_and_a_name_is_needed():
+    assert Seeds.parse("7, order = 3") == Seeds(7, 7, 3, 7, 0)
+    for text in ("=3", "7,=3", "9" * 5000):
+        with pytest.raises(InputError, match="--seed"):
+            Seeds.parse(text)

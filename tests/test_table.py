@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 from itertools import permutations
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,14 @@ def put(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def limit():
+    """The longest cell that the csv module reads by default."""
+    before = csv.field_size_limit(131_072)
+    yield 131_072
+    csv.field_size_limit(before)
 
 
 def test_csv(put):
@@ -95,18 +104,16 @@ def test_quoted_newlines_quotes_and_commas(put):
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
-def test_texts_longer_than_the_csv_modules_limit(put, name):
-    limit = csv.field_size_limit()
+def test_texts_longer_than_the_csv_modules_limit(put, name, limit):
     text = "word " * 40_000
     delimiter = "," if name == "a.csv" else "\t"
-    assert len(text) > 131_072
+    assert len(text) > limit
     assert read_texts(put(name, f"text{delimiter}label\n{text}{delimiter}a\n")).texts == [text]
     assert csv.field_size_limit() == limit
 
 
 @pytest.mark.parametrize("content", ["text,label\none,a,b\n", 'text,label\n"one,a\n'])
-def test_the_csv_modules_limit_is_put_back_after_an_error(put, content):
-    limit = csv.field_size_limit()
+def test_the_csv_modules_limit_is_put_back_after_an_error(put, content, limit):
     with pytest.raises(InputError):
         read_texts(put("a.csv", content))
     assert csv.field_size_limit() == limit
@@ -221,3 +228,23 @@ def test_labels_come_in_natural_order(put):
     assert sorted(names, key=natural) == ordered
     table = read_texts(put("a.csv", "text,label\n" + "".join(f"x,{name}\n" for name in names)))
     assert sorted(set(table.labels), key=table.label_order) == ordered
+
+
+def test_folders_and_other_spellings_of_utf_8_have_no_byte_order_mark_either(put, tmp_path):
+    put("texts/a/1.txt", b"\xef\xbb\xbfone")
+    assert read_texts(tmp_path / "texts").texts == ["one"]
+    assert read_texts(put("a.csv", b"\xef\xbb\xbftext,label\none,a\n"), "utf_8").texts == ["one"]
+
+
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_half_a_surrogate_pair_is_named(put, column):
+    row = {"text": "one", "label": "a"}
+    lines = [row, row | {column: "x\ud83d"}]
+    with pytest.raises(InputError, match=f"line 2: '{column}' holds half a surrogate pair"):
+        read_texts(put("a.jsonl", "\n".join(map(json.dumps, lines))))
+
+
+def test_the_folder_one_is_in_has_a_name(put, tmp_path, monkeypatch):
+    put("texts/a/1.txt", "one")
+    monkeypatch.chdir(tmp_path / "texts")
+    assert read_texts(Path(".")).name == "texts"

@@ -69,6 +69,8 @@ def test_six_labels_in_their_order(motion):
 
 def test_motion_is_in_g_under_the_right_labels(motion):
     """Gravity lies along x while one stands or walks, and not while one lies; who walks shakes more than who sits."""
+    assert motion.windows[0, 0].tolist() == pytest.approx([1.021, -0.125, 0.105, 0.005, -0.002, -0.001], abs=1e-6)
+    assert motion.labels[0] == "standing"
     labels = np.array(motion.labels)
     gravity = {name: motion.windows[labels == name][:, :, 0].mean() for name in ACTIVITIES}
     shaking = {name: motion.windows[labels == name][:, :, 0].std(axis=1).mean() for name in ACTIVITIES}
@@ -373,3 +375,29 @@ def test_shorten_is_the_mean_of_even_runs(length, steps):
                 expected[window, step, channel] = sum(run) / len(run)
     assert max(sizes) - min(sizes) <= 1
     np.testing.assert_allclose(shorten(x, steps), expected, atol=1e-12)
+
+
+def test_names_may_be_bytes_and_one_channel_needs_no_list(save):
+    table = read_windows(save(x=np.zeros((6, 4, 1)), y=np.array([b"a", b"\xc3\xa9"] * 3), channels=np.array("heart")))
+    assert table.labels == ["a", "é"] * 3
+    assert table.channels == ["heart"]
+
+
+def test_arrays_of_other_names_are_left_alone(save):
+    assert read_windows(save(notes=np.array(["a", None, 3]))).channels == ["channel-1", "channel-2"]
+
+
+@pytest.mark.parametrize("y", [np.array([0.0, 1.0, np.nan] * 2), np.array(["a", "b", ""] * 2)])
+def test_windows_without_a_label(save, y):
+    with pytest.raises(InputError, match=r"own\.npz: y has an empty label or NaN"):
+        read_windows(save(y=y))
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_too_large_for_single_precision(save):
+    with pytest.raises(InputError, match=r"x\[3, 2, 1\] is 1e\+300"):
+        read_windows(save(x=spoiled(1e300)))
+
+
+def test_decimals_of_a_channel_that_never_changes():
+    assert encoding("decimals", [(0.7, 0.7)]).texts(np.full((1, 2, 1), 0.7)) == ["0.70 0.70"]

@@ -23,6 +23,8 @@ from minibert.files import replace_file
 from minibert.seeds import Seeds
 from minibert.tokenizer import Tokenizer
 
+BUNDLED = ("motion", "motion-overlap")
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -62,10 +64,10 @@ def read_table(config: TrainConfig) -> Table:
     Raises:
         InputError: not there, or not of the form that its kind asks for.
     """
-    if config.data in ("motion", "motion-overlap"):
+    if config.data in BUNDLED:
         return read_motion(overlap=config.data == "motion-overlap")
     path = Path(config.data).expanduser()
-    return read_windows(path) if path.suffix == ".npz" else read_texts(path, config.charset)
+    return read_windows(path) if path.suffix.lower() == ".npz" else read_texts(path, config.charset)
 
 
 def load_dataset(config: TrainConfig, tokenizer: Tokenizer) -> Dataset:

@@ -46,7 +46,7 @@ def split_rows(table: Table, seed: int) -> dict[str, np.ndarray]:
         unseen = sorted(set(labels[rows[name]]) - set(labels[rows["train"]]))
         if unseen:
             raise InputError(
-                f"{table.name}: label {unseen[0]!r} is in {name} but not in train; move rows of it,"
+                f"{table.name}: label {str(unseen[0])!r} is in {name} but not in train; move rows of it,"
                 " take it out, or try another --seed split=N"
             )
     return rows

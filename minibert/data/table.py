@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +65,7 @@ def read_texts(path: Path, charset: str = "utf-8") -> Table:
         raise InputError(f"--data {path}: unknown kind; give .csv, .tsv, .jsonl, .npz or a folder of class folders")
     else:
         content = path.read_bytes()
-        text = decode(content, path, "utf-8-sig" if charset.lower() in ("utf-8", "utf8") else charset)
+        text = decode(content, path, charset)
         rows, digest = list(readers[path.suffix.lower()](path, text)), hashlib.sha256(content).hexdigest()
     if not rows:
         raise InputError(f"--data {path}: no examples in it")
@@ -79,9 +81,11 @@ def read_texts(path: Path, charset: str = "utf-8") -> Table:
         for (where, _), value in zip(rows, values):
             if not value.strip():
                 raise InputError(f"{where}: empty {column!r}; fill it or take the row out")
+            if any("\ud800" <= letter <= "\udfff" for letter in value):
+                raise InputError(f"{where}: {column!r} holds half a surrogate pair, which is no letter; mend the text")
     return Table(
-        name=path.name, sha256=digest, texts=columns["text"], pairs=columns.get("text_b"), labels=columns["label"],
-        groups=columns.get("group"), splits=columns.get("split"), label_order=natural,
+        name=path.absolute().name, sha256=digest, texts=columns["text"], pairs=columns.get("text_b"),
+        labels=columns["label"], groups=columns.get("group"), splits=columns.get("split"), label_order=natural,
     )  # fmt: skip
 
 
@@ -102,8 +106,8 @@ def read_separated(path: Path, text: str) -> Iterator[Row]:
             if None in row:
                 raise InputError(f"{path}, line {reader.line_num}: more cells than columns; quote texts that hold them")
             yield f"{path}, line {reader.line_num}", row
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from None
+    except csv.Error as error:  # in the row behind the last one that was read whole
+        raise InputError(f"{path}, line {reader.line_num + 1}: {error}") from None
     finally:
         csv.field_size_limit(limit)
 
@@ -135,11 +139,12 @@ def read_folder(path: Path, charset: str) -> tuple[list[Row], str]:
 
 
 def decode(content: bytes, path: Path, charset: str) -> str:
+    """`content` as text, without a byte order mark."""
     try:
-        return content.decode(charset)
+        return content.decode("utf-8-sig" if codecs.lookup(charset).name == "utf-8" else charset)
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path}: byte {error.start} is not {charset.removesuffix('-sig')}; convert the file,"
+            f"{path}: byte {error.start} is not {charset}; convert the file,"
             " or name its encoding, for example --charset cp1252"
         ) from None
     except LookupError:
@@ -153,6 +158,7 @@ def found(rows: list[Row]) -> list[str]:
 def natural(label: str) -> tuple[int, float, str]:
     """Numbers by value, then names by letter: 2 before 10."""
     try:
-        return 0, float(label), label
+        value = float(label)
     except ValueError:
-        return 1, 0.0, label
+        value = math.nan
+    return (1, 0.0, label) if math.isnan(value) else (0, value, label)  # "nan" too is a name: it stands in no order

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from minibert.config import TrainConfig
 from minibert.data.table import Table, natural
 from minibert.errors import InputError
 
+ARRAYS = ("x", "y", "group", "split", "channels")  # of an .npz of one's own
 MOTION = Path(__file__).parent / "motion" / "hapt.npz"
 ACTIVITIES = ("walking", "walking upstairs", "walking downstairs", "sitting", "standing", "lying")
 CHANNELS = ("acc-x", "acc-y", "acc-z", "gyro-x", "gyro-y", "gyro-z")  # g and rad/s
@@ -63,15 +63,19 @@ def read_windows(path: Path) -> Table:
     if not path.is_file():
         raise InputError(f"--data {path}: no such file")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: read_array(file, name, path) for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        if isinstance(error, InputError):
-            raise
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it holds one array without a name")
+        with file:
+            arrays = {name: read_array(file, name, path) for name in ARRAYS if name in file.files}
+            found = ", ".join(file.files) or "nothing"
+    except InputError:
+        raise
+    except Exception as error:  # zipfile, zlib, numpy: a spoiled file makes each raise its own
         raise InputError(f"{path} is not a readable .npz ({error})") from None
     for name in ("x", "y"):
         if name not in arrays:
-            raise InputError(f"{path}: no array {name!r}; found {', '.join(arrays) or 'nothing'}")
+            raise InputError(f"{path}: no array {name!r}; found {found}")
     x, y = arrays["x"], arrays["y"]
     if x.ndim != 3 or not x.size or x.dtype.kind not in "fiu":
         raise InputError(f"{path}: x is {x.dtype} of shape {x.shape}; it must be numbers (windows, steps, channels)")
@@ -80,19 +84,23 @@ def read_windows(path: Path) -> Table:
             raise InputError(
                 f"{path}: {name} has shape {arrays[name].shape}; with {len(x)} windows it must be ({len(x)},)"
             )
-    if not np.isfinite(x).all():
-        window, step, channel = np.argwhere(~np.isfinite(x))[0]
+    with np.errstate(over="ignore"):
+        windows = x.astype(np.float32)
+    if not np.isfinite(windows).all():
+        window, step, channel = np.argwhere(~np.isfinite(windows))[0]
         raise InputError(
             f"{path}: x[{window}, {step}, {channel}] is {x[window, step, channel]}; mend or drop the window"
         )
-    channels = [str(name) for name in arrays.get("channels", [f"channel-{i + 1}" for i in range(x.shape[2])])]
+    if any(str(label).strip() in ("", "nan") for label in y):
+        raise InputError(f"{path}: y has an empty label or NaN in it; fill it or drop the window")
+    channels = [str(name) for name in np.ravel(arrays.get("channels", [f"channel-{i + 1}" for i in range(x.shape[2])]))]
     if len(channels) != x.shape[2] or len(set(channels)) != len(channels):
         raise InputError(f"{path}: channels must be {x.shape[2]} different names; got {', '.join(channels)}")
     return Table(
         name=path.name,
         labels=[str(label) for label in y],
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        windows=x.astype(np.float32),
+        windows=windows,
         channels=channels,
         groups=[str(group) for group in arrays["group"]] if "group" in arrays else None,
         splits=[str(split) for split in arrays["split"]] if "split" in arrays else None,
@@ -102,12 +110,17 @@ def read_windows(path: Path) -> Table:
 
 def read_array(file: np.lib.npyio.NpzFile, name: str, path: Path) -> np.ndarray:
     try:
-        return file[name]
-    except ValueError:  # an array of objects, which only a pickle can hold
+        array = file[name]
+    except ValueError as error:
+        if "Object arrays" not in str(error):  # which only a pickle can hold
+            raise
         raise InputError(
             f"{path}: {name} is ragged or holds objects; make it one array of numbers"
             + (", all windows of the same length" if name == "x" else " or strings")
         ) from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{name} is no array")
+    return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
 
 
 def choose_channels(wanted: str | None, table: Table) -> list[int]:
@@ -173,7 +186,8 @@ class Encoding:
         x = shorten(windows[:, :, self.places].astype(np.float64), self.steps)  # (n, self.steps, C)
         if self.kind == "decimals":
             # As many decimals as tell about a hundredth of the range apart.
-            span = np.maximum(self.ranges[:, 1] - self.ranges[:, 0], 1e-12)
+            span = self.ranges[:, 1] - self.ranges[:, 0]
+            span = np.where(span > 0, span, 1.0)
             digits = [max(0, 2 - math.floor(math.log10(width))) for width in span]
             return [" ".join(f"{v:.{d}f}" for column, d in zip(row.T, digits) for v in column) for row in x]
         bins = 100 if self.kind == "levels" else self.bins

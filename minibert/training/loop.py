@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from minibert import checkpoint, sources
 from minibert.config import TrainConfig
-from minibert.data import Dataset, check_vocabulary, load_dataset
+from minibert.data import BUNDLED, Dataset, check_vocabulary, load_dataset
 from minibert.data.batches import Batch, collate
 from minibert.errors import InputError
 from minibert.evaluation import predict, report
@@ -75,7 +75,7 @@ def prepare(config: TrainConfig, say: Say = print) -> Setup:
     tensors = "all tensors" if len(drawn) == len(manifest) else ", ".join(drawn)
     say(f"start: {config.init}, {source.name} {source.sha256[:12]}; newly drawn: {tensors}")
     absolute = {"model": str(source.path.resolve()) if Path(config.model).is_dir() else source.name}
-    if Path(config.data).exists():
+    if config.data not in BUNDLED and Path(config.data).exists():
         absolute["data"] = str(Path(config.data).resolve())
     return Setup(replace(config, **absolute), precision, source, tokenizer, data, model, manifest)
 
