@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +91,7 @@ def evaluate_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if not (path / "model" / "model.safetensors").is_file():
         raise InputError(f"{path} has no model yet; its first epoch has not ended (go on with --resume {path})")
     model = load_classifier(path / "model")
-    length = min(config.max_length, model.config.max_position_embeddings)
-    data = load_dataset(replace(config, max_length=length), Tokenizer.load(path / "model"))
+    data = load_dataset(config, Tokenizer.load(path / "model"), model.config.max_position_embeddings)
     was = content["dataset"]
     if data.sha256 != was["sha256"]:
         raise InputError(f"{config.data} changed since {path} was trained (SHA-256 {was['sha256'][:12]} then)")

@@ -182,6 +182,12 @@ def test_cut_texts_are_counted(small, tokenizer, length, words):
         assert max(len(row) for examples in splits(data).values() for row in examples.ids) == length
 
 
+def test_a_model_with_few_positions_cuts_too(small, tokenizer):
+    data = load_dataset(TrainConfig(data=str(small)), tokenizer, positions=10)
+    assert data.summary.endswith("(5 of 40 texts cut to the model's 10 positions)")
+    assert load_dataset(TrainConfig(data=str(small)), tokenizer, positions=512).summary.endswith("4 to 11 tokens")
+
+
 def test_texts_are_cut_at_the_end(small, tokenizer):
     data = load_dataset(TrainConfig(data=str(small), max_length=4), tokenizer)
     assert told(data.train, tokenizer) == [f"{i} a" for i in data.train.rows]

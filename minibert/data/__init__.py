@@ -70,8 +70,11 @@ def read_table(config: TrainConfig) -> Table:
     return read_windows(path) if path.suffix.lower() == ".npz" else read_texts(path, config.charset)
 
 
-def load_dataset(config: TrainConfig, tokenizer: Tokenizer) -> Dataset:
+def load_dataset(config: TrainConfig, tokenizer: Tokenizer, positions: int | None = None) -> Dataset:
     """Read, split, encode and tokenize `--data`.
+
+    Args:
+        positions: tokens that the model can take; None: any number. Texts are cut to it or `--max-length`.
 
     Raises:
         InputError: the data cannot be used; the line says what is wrong and where.
@@ -83,7 +86,8 @@ def load_dataset(config: TrainConfig, tokenizer: Tokenizer) -> Dataset:
     if table.windows is not None:
         encoding = Encoding.fit(config, table, parts["train"])
         texts, how = encoding.texts(table.windows), f"; {encoding.describe()}"
-    ids, types, cut = tokenize(tokenizer, texts, table.pairs, config.max_length)
+    longest = min(config.max_length, positions or config.max_length)
+    ids, types, cut = tokenize(tokenizer, texts, table.pairs, longest)
     number = {label: place for place, label in enumerate(labels)}
     y = np.array([number[label] for label in table.labels])
     splits = {
@@ -95,7 +99,8 @@ def load_dataset(config: TrainConfig, tokenizer: Tokenizer) -> Dataset:
     summary = f"{table.name}: {counts} for training / validation / test, {len(labels)} classes{how}, "
     summary += f"{min(lengths)} to {max(lengths)} tokens"
     if cut:
-        summary += f" ({cut:,} of {len(ids):,} texts cut to --max-length {config.max_length})"
+        limit = f"--max-length {longest}" if longest == config.max_length else f"the model's {longest} positions"
+        summary += f" ({cut:,} of {len(ids):,} texts cut to {limit})"
     return Dataset(**splits, labels=labels, summary=summary, sha256=table.sha256)
 
 

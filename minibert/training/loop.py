@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -61,8 +60,7 @@ def prepare(config: TrainConfig, say: Say = print) -> Setup:
     bert_config = checkpoint.read_config(source.path)
     tokenizer = Tokenizer.load(source.path)
     check_vocabulary(tokenizer, bert_config.vocab_size, source.name)
-    length = min(config.max_length, bert_config.max_position_embeddings)
-    data = load_dataset(replace(config, max_length=length), tokenizer)
+    data = load_dataset(config, tokenizer, bert_config.max_position_embeddings)
     say(f"data: {data.summary}")
     hidden, attention, head = config.dropout_rates()
     bert_config = replace(
@@ -89,8 +87,8 @@ def train(config: TrainConfig, say: Say = print) -> Path:
     Raises:
         InputError: as prepare; an --out that is not empty; a gradient that is not finite.
     """
-    if config.out is not None and os.path.isdir(config.out) and os.listdir(config.out):
-        run.new_folder(config.out, config.init)  # refuses, before anything long begins
+    if config.out is not None:
+        run.check_free(config.out)  # before anything long begins
     setup = prepare(config, say)
     path = run.new_folder(config.out, config.init)
     facts = {
@@ -182,9 +180,7 @@ def fit(setup: Setup, path: Path, state: tuple[dict, dict] | None, say: Say) -> 
                         )
                 progress["step"] += result.stepped
                 tally.add(result)
-                bar.advance(
-                    len(chosen), f"epoch {epoch}/{config.epochs}  loss {tally.loss:.3f}  acc {tally.accuracy:.3f}"
-                )
+                bar.advance(len(chosen), lambda: f"epoch {epoch}/{config.epochs}  {tally}")  # noqa: B023
         seconds = time.monotonic() - start
         val = report(predict(model, val_split, setup.precision, rows.pad_id), val_split.labels, data.labels)
         majority = val["majority"]
@@ -292,3 +288,6 @@ class Tally:
     @property
     def accuracy(self) -> float:
         return float(self.correct) / max(1, self.count)
+
+    def __str__(self) -> str:
+        return f"loss {self.loss:.3f}  acc {self.accuracy:.3f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TextIO
 
 WIDTH = 24
@@ -23,8 +24,8 @@ class Progress:
         self.started = self.printed = time.monotonic()
         self.interval = 0.2 if self.live else 30.0
 
-    def advance(self, units: int, text: str) -> None:
-        """Say that `units` more are done; `text` is what stands before the bar."""
+    def advance(self, units: int, text: Callable[[], str]) -> None:
+        """Say that `units` more are done; `text` makes what stands before the bar, when it is printed."""
         self.done += units
         now = time.monotonic()
         if now - self.printed < self.interval:
@@ -32,10 +33,10 @@ class Progress:
         self.printed = now
         share = self.done / self.total
         left = (now - self.started) * (self.total - self.done) / max(1, self.done - self.skipped)
-        line = f"{text}  {share:4.0%}  {duration(left)} left"
+        line = f"{text()}  {share:4.0%}  {duration(left)} left"
         if self.live:
             full = int(share * WIDTH)
-            line = f"\r\x1b[2K{text}  {'█' * full}{'·' * (WIDTH - full)} {share:4.0%}  {duration(left)} left"
+            line = f"\r\x1b[2K{text()}  {'█' * full}{'·' * (WIDTH - full)} {share:4.0%}  {duration(left)} left"
         print(line, end="" if self.live else "\n", file=self.stream, flush=True)
 
     def clear(self) -> None:

@@ -28,6 +28,20 @@ from minibert.errors import InputError
 from minibert.files import read_json, replace_file, write_json
 
 
+def check_free(out: str) -> None:
+    """
+    Raises:
+        InputError: there is something in `out` already; nothing of it is touched.
+    """
+    path = Path(out)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--out {path} is a file; name a folder")
+    if path.is_dir() and any(path.iterdir()):
+        if (path / "config.json").exists():
+            raise InputError(f"--out {path} already holds a run; choose another folder, or --resume {path}")
+        raise InputError(f"--out {path} already holds other files; choose another folder")
+
+
 def new_folder(out: str | None, init: str) -> Path:
     """The folder of a new run, created empty.
 
@@ -35,17 +49,12 @@ def new_folder(out: str | None, init: str) -> Path:
         out: as --out; None: runs/DATE-INIT, with a number behind it where that is taken.
 
     Raises:
-        InputError: there is something in it already; nothing of it is touched.
+        InputError: as check_free.
     """
     if out is not None:
-        path = Path(out)
-        if path.exists() and not path.is_dir():
-            raise InputError(f"--out {path} is a file; name a folder")
-        if path.is_dir() and any(path.iterdir()):
-            what = "a run" if (path / "config.json").exists() else "other files"
-            raise InputError(f"--out {path} already holds {what}; choose another folder, or --resume {path}")
-        path.mkdir(parents=True, exist_ok=True)
-        return path
+        check_free(out)
+        Path(out).mkdir(parents=True, exist_ok=True)
+        return Path(out)
     stem = f"runs/{datetime.now():%Y%m%d-%H%M%S}-{init.replace(':', '-').replace('/', '-')}"
     for number in range(1, 1000):
         path = Path(stem if number == 1 else f"{stem}-{number}")
