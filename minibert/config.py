@@ -35,7 +35,12 @@ class TrainConfig:
     grid_cells: int = setting(1000, "data", "cells in all, for --encoding grid")
 
     model: str = setting("auto", "model", "a folder, a name on the hub, minilm-l6, or auto: what this machine can bear")
-    init: str = setting("pretrained", "model", "starting weights of the encoder: pretrained or random")
+    init: str = setting(
+        "pretrained",
+        "model",
+        "starting weights: pretrained, random[:truncated], xavier, mimetic, reinit:K, layers:I-J, embeddings, encoder,"
+        " no-pooler, shuffle, permute-layers, moments",
+    )
     pool: str = setting(
         "cls", "model", "what the head reads: BERT's pooler over [CLS], or the mean", choices=("cls", "mean")
     )

@@ -1,76 +1,288 @@
 """Where the starting weights come from: the schemes of --init.
 
-A scheme is a function that gives every tensor of the encoder its start and says of each where it came from.
-The head is always newly drawn, from a seed of its own.
+A scheme is a short function that gives every tensor of the encoder its start and says of each where it came from. The
+head is always newly drawn, from a seed of its own. N is the number of layers, counted from 1 at the embeddings.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from minibert.checkpoint import load_weights
+from minibert.checkpoint import load_encoder, load_weights
 from minibert.errors import InputError
-from minibert.model import Bert, BertClassifier, init_weights
+from minibert.model import Bert, BertClassifier, BertConfig, init_weights
 from minibert.seeds import Seeds, derive
 
-# name of a tensor -> its source ("pretrained" or "drawn"), mean and standard deviation
+# name of a tensor -> {"source": pretrained, permuted or drawn; "mean", "std", "sha256"}
 Manifest = dict[str, dict[str, str | float]]
+Origins = dict[str, str]  # name of a tensor of the encoder -> its source
 
 
-def pretrained(bert: Bert, checkpoint: Path, generator: torch.Generator) -> dict[str, str]:
+@dataclass(frozen=True)
+class Start:
+    """What a scheme gets: the encoder to fill, a checkpoint's folder, a stream of random numbers, its own argument."""
+
+    bert: Bert
+    checkpoint: Path
+    generator: torch.Generator
+    argument: tuple[int, ...]
+
+
+def pretrained(start: Start) -> Origins:
     """Every tensor from the checkpoint."""
-    load_weights(bert, checkpoint)
-    return dict.fromkeys(bert.state_dict(), "pretrained")
+    load_weights(start.bert, start.checkpoint)
+    return dict.fromkeys(start.bert.state_dict(), "pretrained")
 
 
-def random(bert: Bert, checkpoint: Path, generator: torch.Generator) -> dict[str, str]:
-    """N(0, initializer_range) matrices, zero biases, LayerNorm 1 and 0 (Devlin et al. 2018, google-research/bert)."""
-    draw(bert, bert.config.initializer_range, generator)
-    return dict.fromkeys(bert.state_dict(), "drawn")
+def random(start: Start) -> Origins:
+    """N(0, 0.02) matrices, zero biases, LayerNorm 1 and 0 (Devlin et al. 2018), as ports of BERT draw them."""
+    draw(start.bert, start.bert.config.initializer_range, start.generator)
+    return dict.fromkeys(start.bert.state_dict(), "drawn")
 
 
-SCHEMES: dict[str, Callable[[Bert, Path, torch.Generator], dict[str, str]]] = {
-    "pretrained": pretrained,
-    "random": random,
-}
-NEEDS_WEIGHTS = {"pretrained"}  # the others take only the checkpoint's config.json
+def truncated(start: Start) -> Origins:
+    """As random, but nothing beyond two sigma, as BERT's own code draws (google-research/bert, modeling.py)."""
+    origins = random(start)
+    std = start.bert.config.initializer_range
+    for tensor in matrices(start.bert):
+        nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std, generator=start.generator)
+    clear_pad(start.bert)
+    return origins
 
 
-def check_scheme(name: str) -> None:
+def xavier(start: Start) -> Origins:
+    """The layers' and the pooler's matrices N(0, 2 / (in + out)) (Glorot and Bengio 2010), the embeddings as random."""
+    origins = random(start)
+    for name, tensor in start.bert.named_parameters():
+        if tensor.dim() == 2 and not name.startswith("embeddings."):
+            for part in tensor.detach().chunk(3 if "qkv" in name else 1):  # query, key and value are a matrix each
+                nn.init.xavier_normal_(part, generator=start.generator)
+    return origins
+
+
+def mimetic(start: Start) -> Origins:
+    """Attention that starts as trained attention looks: W_Q W_K^T near +I in each head, W_O W_V near -I.
+
+    Trockman and Kolter 2023 (arXiv:2305.09828), with their numbers for vision, 0.7 and 0.4; they found other signs in
+    language models. The rest as random.
     """
+    origins = random(start)
+    width, heads = start.bert.config.hidden_size, start.bert.config.num_attention_heads
+
+    def factors(noise: float, identity: float) -> tuple[Tensor, Tensor]:
+        """A, B (D, D) with A B^T = noise Z + identity I, Z from N(0, 1/D)."""
+        z = torch.randn(width, width, generator=start.generator) / math.sqrt(width)
+        u, s, vh = torch.linalg.svd(noise * z + identity * torch.eye(width))
+        return u * s.sqrt(), vh.T * s.sqrt()
+
+    for layer in start.bert.layers:
+        query, key, value = layer.attention.qkv.weight.detach().chunk(3)  # each (D, D), a head a run of rows
+        for q, k in zip(query.chunk(heads), key.chunk(heads)):
+            a, b = factors(0.7, 0.7)
+            q.copy_(a[:, : len(q)].T)  # the largest singular values, as many as the head is wide
+            k.copy_(b[:, : len(k)].T)
+        a, b = factors(0.4, -0.4)
+        layer.attention.output.weight.detach().copy_(a)
+        value.copy_(b.T)
+    return origins
+
+
+def reinit(start: Start) -> Origins:
+    """Pretrained, but the top K layers and the pooler drawn anew (Zhang et al. 2021, arXiv:2006.05987)."""
+    lowest_new = start.bert.config.num_hidden_layers - start.argument[0] + 1
+    return keep(start, lambda name: not name.startswith("pooler.") and (layer_of(name) or 0) < lowest_new)
+
+
+def layers(start: Start) -> Origins:
+    """Layers I to J pretrained, the rest random (Tamkin et al. 2020, arXiv:2004.14975)."""
+    low, high = start.argument
+    return keep(start, lambda name: low <= (layer_of(name) or 0) <= high)
+
+
+def embeddings(start: Start) -> Origins:
+    """The embeddings pretrained, the rest random (Tamkin et al. 2020)."""
+    return keep(start, lambda name: name.startswith("embeddings."))
+
+
+def encoder(start: Start) -> Origins:
+    """All layers pretrained, embeddings and pooler random (Tamkin et al. 2020)."""
+    return keep(start, lambda name: layer_of(name) is not None)
+
+
+def no_pooler(start: Start) -> Origins:
+    """Pretrained, but the pooler, which pretraining trained for another task, drawn anew (Zhang et al. 2021)."""
+    return keep(start, lambda name: not name.startswith("pooler."))
+
+
+def shuffle(start: Start) -> Origins:
+    """Control: the entries of each pretrained tensor in random order. The same values, none of the structure."""
+    load_weights(start.bert, start.checkpoint)
+    for tensor in start.bert.state_dict().values():
+        order = torch.randperm(tensor.numel(), generator=start.generator)
+        tensor.copy_(tensor.flatten()[order].view_as(tensor))
+    return dict.fromkeys(start.bert.state_dict(), "permuted")
+
+
+def permute_layers(start: Start) -> Origins:
+    """Control: the pretrained layers, each whole, in another order."""
+    load_weights(start.bert, start.checkpoint)
+    count = len(start.bert.layers)
+    order = list(range(count))
+    while order == list(range(count)):
+        order = torch.randperm(count, generator=start.generator).tolist()
+    start.bert.layers = nn.ModuleList(start.bert.layers[i] for i in order)
+    return {name: "pretrained" if layer_of(name) is None else "permuted" for name in start.bert.state_dict()}
+
+
+def moments(start: Start) -> Origins:
+    """Control: each tensor drawn from a normal distribution with the pretrained one's mean and standard deviation.
+
+    The statistics alone, as Lu et al. 2021 (arXiv:2103.05247) tried them.
+    """
+    load_weights(start.bert, start.checkpoint)
+    for tensor in start.bert.state_dict().values():
+        nn.init.normal_(tensor, tensor.mean().item(), tensor.std(correction=0).item(), generator=start.generator)
+    return dict.fromkeys(start.bert.state_dict(), "drawn")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    apply: Callable[[Start], Origins]
+    needs_weights: bool = True  # False: of the checkpoint only config.json is read
+    argument: str = ""  # how it is written behind the colon: "K", "I-J"
+
+
+SCHEMES = {
+    "pretrained": Scheme(pretrained),
+    "random": Scheme(random, needs_weights=False),
+    "random:truncated": Scheme(truncated, needs_weights=False),
+    "xavier": Scheme(xavier, needs_weights=False),
+    "mimetic": Scheme(mimetic, needs_weights=False),
+    "reinit": Scheme(reinit, argument="K"),
+    "layers": Scheme(layers, argument="I-J"),
+    "embeddings": Scheme(embeddings),
+    "encoder": Scheme(encoder),
+    "no-pooler": Scheme(no_pooler),
+    "shuffle": Scheme(shuffle),
+    "permute-layers": Scheme(permute_layers),
+    "moments": Scheme(moments),
+}
+
+
+def find_scheme(text: str) -> tuple[Scheme, str]:
+    """`reinit:2` -> its scheme and "2".
+
     Raises:
         InputError: no such scheme.
     """
-    if name not in SCHEMES:
-        raise InputError(f"--init {name}: no such scheme; known: {', '.join(SCHEMES)}")
+    if text in SCHEMES:
+        return SCHEMES[text], ""
+    name, _, argument = text.partition(":")
+    if name not in SCHEMES or not SCHEMES[name].argument:
+        raise InputError(f"--init {text}: no such scheme; known: {', '.join(forms())}")
+    return SCHEMES[name], argument
+
+
+def forms() -> list[str]:
+    """The schemes as they are written: "pretrained", "reinit:K", ..."""
+    return [f"{name}:{scheme.argument}" if scheme.argument else name for name, scheme in SCHEMES.items()]
+
+
+def read_argument(text: str, config: BertConfig) -> tuple[int, ...]:
+    """The numbers of "reinit:K" (1 to N) and "layers:I-J" (1 <= I <= J <= N).
+
+    Raises:
+        InputError: out of bounds, or another form.
+    """
+    scheme, argument = find_scheme(text)
+    count = config.num_hidden_layers
+    if scheme is SCHEMES["permute-layers"] and count < 2:
+        raise InputError(f"--init {text}: a model of one layer has no other order")
+    if not scheme.argument:
+        return ()
+    if scheme.argument == "K" and argument.isdecimal() and 1 <= int(argument) <= count:
+        return (int(argument),)
+    pair = re.fullmatch(r"(\d+)-(\d+)", argument)
+    if scheme.argument == "I-J" and pair and 1 <= int(pair[1]) <= int(pair[2]) <= count:
+        return int(pair[1]), int(pair[2])
+    raise InputError(
+        f"--init {text}: this model has layers 1 to {count}; write "
+        + (f"reinit:K with K from 1 to {count}" if scheme.argument == "K" else f"layers:I-J, such as layers:1-{count}")
+    )
 
 
 def initialize(model: BertClassifier, scheme: str, checkpoint: Path, seeds: Seeds) -> Manifest:
     """Give every tensor of `model` its start, in place.
 
     Args:
-        scheme: a key of SCHEMES.
+        scheme: as --init.
         checkpoint: the folder of a checkpoint with the model's own sizes.
         seeds: `encoder` and `head` are used.
 
     Returns:
-        The manifest: for each tensor its source, mean and standard deviation.
+        The manifest: for each tensor its source, mean, standard deviation and hash.
 
     Raises:
-        InputError: an unknown scheme, or a checkpoint that does not fit (see load_weights).
+        InputError: an unknown scheme or layer, or a checkpoint that does not fit (see load_weights).
     """
-    check_scheme(scheme)
-    sources = SCHEMES[scheme](model.bert, checkpoint, stream(seeds.encoder, "encoder"))
-    draw(model.head, model.config.initializer_range, stream(seeds.head, "head"))
+    argument = read_argument(scheme, model.config)
+    with torch.no_grad():
+        start = Start(model.bert, checkpoint, stream(seeds.encoder, "encoder"), argument)
+        origins = find_scheme(scheme)[0].apply(start)
+        draw(model.head, model.config.initializer_range, stream(seeds.head, "head"))
     manifest: Manifest = {}
     for name, tensor in model.state_dict().items():
-        source = sources[name.removeprefix("bert.")] if name.startswith("bert.") else "drawn"
-        manifest[name] = {"source": source, "mean": tensor.mean().item(), "std": tensor.std(correction=0).item()}
+        manifest[name] = {
+            "source": origins[name.removeprefix("bert.")] if name.startswith("bert.") else "drawn",
+            "mean": tensor.mean().item(),
+            "std": tensor.std(correction=0).item(),
+            "sha256": hashlib.sha256(tensor.contiguous().numpy()).hexdigest(),
+        }
     return manifest
+
+
+def summary(manifest: Manifest) -> str:
+    """How many tensors came from where; the newly drawn ones by name where they are few."""
+    names: dict[str, list[str]] = {}
+    for name, entry in manifest.items():
+        names.setdefault(str(entry["source"]), []).append(name)
+    parts = [f"{len(group)} tensors {source}" for source, group in names.items()]
+    few = ", ".join(names["drawn"]) if len(names["drawn"]) <= 4 else ""
+    return ", ".join(parts) + (f": {few}" if few else "")
+
+
+def keep(start: Start, chosen: Callable[[str], bool]) -> Origins:
+    """The `chosen` tensors from the checkpoint, the others as random."""
+    origins = random(start)
+    source = load_encoder(start.checkpoint, pool=start.bert.config.pool).state_dict()
+    for name, tensor in start.bert.state_dict().items():
+        if chosen(name):
+            tensor.copy_(source[name])
+            origins[name] = "pretrained"
+    return origins
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that a tensor belongs to, from 1; None outside the layers."""
+    match = re.match(r"layers\.(\d+)\.", name)
+    return int(match[1]) + 1 if match else None
+
+
+def matrices(module: nn.Module) -> list[Tensor]:
+    return [p.detach() for p in module.parameters() if p.dim() >= 2]
+
+
+def clear_pad(bert: Bert) -> None:
+    word = bert.embeddings.word
+    word.weight[word.padding_idx] = 0
 
 
 def draw(module: nn.Module, std: float, generator: torch.Generator) -> None:

@@ -108,6 +108,7 @@ BAD = {
     "missing file": (["--data", "nowhere.csv"], "no such file"),
     "unknown channel": (["--channels", "acc-q"], "no channel 'acc-q'"),
     "unknown scheme": (["--init", "xavierr"], "known: pretrained, random"),
+    "layer out of bounds": (["--init", "reinit:3"], "layers 1 to 2; write reinit:K with K from 1 to 2"),
     "no such model": (["--model", "./nowhere"], "no such folder"),
     "dropout": (["--dropout", "0.1,0.2"], "HIDDEN,ATTENTION,HEAD"),
     "seed": (["--seed", "x"], "--seed"),

@@ -1,14 +1,23 @@
-"""minibert/initialization.py."""
+"""minibert/initialization.py: the tensors of each scheme are what it says, and the manifest tells the truth."""
+
+import hashlib
+import json
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import TINY
 
-from minibert.checkpoint import load_encoder
+from minibert.checkpoint import load_classifier, load_encoder
+from minibert.config import TrainConfig, field_of
 from minibert.errors import InputError
-from minibert.initialization import SCHEMES, initialize
+from minibert.initialization import find_scheme, forms, initialize, layer_of, summary
 from minibert.model import BertClassifier
 from minibert.seeds import Seeds
+from minibert.training import loop
+
+WRITTEN = [form.replace("K", "1").replace("I-J", "1-1") for form in forms()]
 
 
 def start(scheme, tiny, **seeds):
@@ -20,40 +29,156 @@ def equal(a, b):
     return all(torch.equal(t, b.state_dict()[name]) for name, t in a.state_dict().items())
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_manifest_covers_every_parameter_once_and_tells_the_truth(tiny, scheme):
+@pytest.fixture
+def source(tiny):
+    return load_encoder(tiny).state_dict()
+
+
+@pytest.mark.parametrize("scheme", WRITTEN)
+def test_manifest_covers_every_parameter_once_and_tells_the_truth(tiny, source, scheme):
     model, manifest = start(scheme, tiny)
     assert list(manifest) == [name for name, _ in model.named_parameters()]
     for name, tensor in model.named_parameters():
-        assert manifest[name]["mean"] == pytest.approx(tensor.mean().item())
-        assert manifest[name]["std"] == pytest.approx(tensor.std(correction=0).item())
+        entry = manifest[name]
+        assert entry["mean"] == pytest.approx(tensor.mean().item())
+        assert entry["std"] == pytest.approx(tensor.std(correction=0).item())
+        assert entry["sha256"] == hashlib.sha256(tensor.detach().numpy().tobytes()).hexdigest()
+        assert entry["source"] in ("pretrained", "permuted", "drawn")
+        if name.startswith("bert.") and "permute-layers" not in scheme:
+            same = torch.equal(tensor, source[name.removeprefix("bert.")])
+            assert same == (entry["source"] == "pretrained"), name
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", WRITTEN)
 def test_seeds_are_apart(tiny, scheme):
     first, _ = start(scheme, tiny, encoder=1, head=2)
     assert equal(first, start(scheme, tiny, encoder=1, head=2, order=9, dropout=9)[0])
     other_head, _ = start(scheme, tiny, encoder=1, head=3)
     assert equal(first.bert, other_head.bert)
     assert not torch.equal(first.head.linear.weight, other_head.head.linear.weight)
+    others = [start(scheme, tiny, encoder=seed, head=2)[0] for seed in (2, 3, 4, 5)]
+    drawn = scheme not in ("pretrained", "permute-layers")
+    assert all(equal(first.head, other.head) for other in others)
+    assert any(not equal(first.bert, other.bert) for other in others) == drawn  # two layers have one other order
 
 
-def test_pretrained_is_the_checkpoint(tiny):
-    model, manifest = start("pretrained", tiny)
-    assert equal(load_encoder(tiny), model.bert)
-    assert {name for name, entry in manifest.items() if entry["source"] == "drawn"} == {
-        "head.linear.weight",
-        "head.linear.bias",
-    }
+@pytest.mark.parametrize("scheme", [form for form in WRITTEN if not find_scheme(form)[0].needs_weights])
+def test_random_schemes_need_no_weights(tiny, tmp_path, scheme):
+    (tmp_path / "config.json").write_bytes((tiny / "config.json").read_bytes())
+    assert equal(start(scheme, tmp_path)[0], start(scheme, tiny)[0])
 
 
-def test_random_is_drawn_from_its_seed(tiny):
-    model, manifest = start("random", tiny, encoder=1)
-    assert {entry["source"] for entry in manifest.values()} == {"drawn"}
-    assert not equal(model.bert, start("random", tiny, encoder=2)[0].bert)
+@pytest.mark.parametrize("scheme", [form for form in WRITTEN if find_scheme(form)[0].needs_weights])
+def test_the_others_say_so(tmp_path, tiny, scheme):
+    (tmp_path / "config.json").write_bytes((tiny / "config.json").read_bytes())
+    with pytest.raises(InputError, match=r"no model\.safetensors"):
+        start(scheme, tmp_path)
+
+
+def kept(scheme, tiny):
+    """Which parts a scheme leaves pretrained: embeddings, layer numbers, pooler."""
+    _, manifest = start(scheme, tiny)
+    parts = {}
+    for name, entry in manifest.items():
+        short = name.removeprefix("bert.")
+        parts.setdefault(layer_of(short) or short.split(".")[0], set()).add(entry["source"])
+    assert all(len(sources) == 1 for sources in parts.values()), parts
+    assert parts.pop("head") == {"drawn"}
+    assert len(parts) == TINY.num_hidden_layers + 2
+    return {part for part, sources in parts.items() if sources == {"pretrained"}}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "parts"),
+    [
+        ("pretrained", {"embeddings", 1, 2, "pooler"}),
+        ("random", set()),
+        ("reinit:1", {"embeddings", 1}),
+        ("reinit:2", {"embeddings"}),
+        ("layers:1-1", {1}),
+        ("layers:2-2", {2}),
+        ("layers:1-2", {1, 2}),
+        ("embeddings", {"embeddings"}),
+        ("encoder", {1, 2}),
+        ("no-pooler", {"embeddings", 1, 2}),
+    ],
+)
+def test_partial_schemes_keep_these_parts(tiny, scheme, parts):
+    assert kept(scheme, tiny) == parts
+
+
+def test_what_a_partial_scheme_draws_is_what_random_draws(tiny):
+    partial, random = start("embeddings", tiny)[0], start("random", tiny)[0]
+    assert equal(partial.bert.layers, random.bert.layers)
+
+
+def test_random_is_berts(tiny):
+    model, _ = start("random", tiny)
     weights = torch.cat([p.flatten() for p in model.bert.parameters() if p.dim() == 2])
     assert weights.std().item() == pytest.approx(TINY.initializer_range, rel=0.02)
+    assert weights.abs().max() > 2.5 * TINY.initializer_range
     assert model.bert.layers[0].attention_norm.weight.unique().tolist() == [1.0]
+    assert model.bert.embeddings.word.weight[0].abs().max() == 0
+
+
+def test_truncated_stays_within_two_sigma(tiny):
+    model, _ = start("random:truncated", tiny)
+    weights = torch.cat([p.flatten() for p in model.bert.parameters() if p.dim() == 2])
+    assert weights.abs().max() <= 2 * TINY.initializer_range
+    assert weights.std().item() == pytest.approx(0.88 * TINY.initializer_range, rel=0.02)  # of a normal cut at two
+    assert model.bert.embeddings.word.weight[0].abs().max() == 0
+
+
+def test_xavier_scales_by_the_two_widths_of_each_matrix(tiny):
+    model, _ = start("xavier", tiny)
+    layer = model.bert.layers[0]
+    for part in layer.attention.qkv.weight.chunk(3):
+        assert part.std().item() == pytest.approx(math.sqrt(2 / (24 + 24)), rel=0.1)
+    for matrix in (layer.feed_forward.input.weight, layer.feed_forward.output.weight):
+        assert matrix.std().item() == pytest.approx(math.sqrt(2 / (24 + 40)), rel=0.1)
+    assert model.bert.embeddings.word.weight.std().item() == pytest.approx(TINY.initializer_range, rel=0.05)
+    assert layer.attention.qkv.bias.abs().max() == 0
+
+
+def test_mimetic_products_lie_near_the_identity(tiny):
+    model, _ = start("mimetic", tiny)
+    eye = torch.eye(24)
+    for layer in model.bert.layers:
+        query, key, value = layer.attention.qkv.weight.chunk(3)
+        both = layer.attention.output.weight @ value
+        # -0.4 I plus noise: the diagonal is certain, the rest is the noise's 0.4 / sqrt(24).
+        assert both.diagonal().mean().item() == pytest.approx(-0.4, abs=0.06)
+        assert (both + 0.4 * eye).std().item() == pytest.approx(0.4 / math.sqrt(24), rel=0.15)
+        for q, k in zip(query.chunk(4), key.chunk(4)):
+            # The best approximation of rank 6 (of 24): the trace keeps the largest part of its singular values.
+            assert (q.T @ k).diagonal().mean().item() > 0.1
+            assert torch.linalg.matrix_rank(q.T @ k) == 6
+
+
+def test_shuffle_keeps_the_values_and_loses_the_places(tiny, source):
+    model, _ = start("shuffle", tiny)
+    for name, tensor in model.bert.state_dict().items():
+        assert torch.equal(tensor.flatten().sort().values, source[name].flatten().sort().values), name
+        assert not torch.equal(tensor, source[name]), name
+
+
+def test_permuted_layers_are_whole(tiny, source):
+    model, manifest = start("permute-layers", tiny)
+    for name, tensor in model.bert.state_dict().items():
+        other = (
+            name.replace("layers.0.", "layers.x.").replace("layers.1.", "layers.0.").replace("layers.x.", "layers.1.")
+        )
+        assert torch.equal(tensor, source[other]), name
+        assert manifest[f"bert.{name}"]["source"] == ("permuted" if "layers" in name else "pretrained")
+
+
+def test_moments_keep_mean_and_spread(tiny, source):
+    model, _ = start("moments", tiny)
+    for name, tensor in model.bert.state_dict().items():
+        spread = source[name].std(correction=0).item()
+        error = 5 * spread / math.sqrt(tensor.numel())
+        assert tensor.mean().item() == pytest.approx(source[name].mean().item(), abs=error), name
+        assert tensor.std(correction=0).item() == pytest.approx(spread, abs=error), name
 
 
 def test_encoder_and_head_share_no_stream(tiny):
@@ -62,6 +187,60 @@ def test_encoder_and_head_share_no_stream(tiny):
     assert not torch.isin(head, word).any()
 
 
-def test_unknown_scheme_names_the_known(tiny):
-    with pytest.raises(InputError, match="known: pretrained, random"):
-        start("xavierr", tiny)
+@pytest.mark.parametrize(
+    ("scheme", "words"),
+    [
+        ("xavierr", "no such scheme; known: pretrained, random, .*reinit:K, layers:I-J"),
+        ("", "no such scheme"),
+        ("random:2", "no such scheme"),
+        ("pretrained:1", "no such scheme"),
+        ("reinit", "layers 1 to 2; write reinit:K with K from 1 to 2"),
+        ("reinit:0", "K from 1 to 2"),
+        ("reinit:3", "K from 1 to 2"),
+        ("reinit:1-2", "K from 1 to 2"),
+        ("layers:0-1", "layers 1 to 2; write layers:I-J, such as layers:1-2"),
+        ("layers:2-1", "layers:I-J"),
+        ("layers:1-3", "layers:I-J"),
+        ("layers:1", "layers:I-J"),
+    ],
+)
+def test_bad_schemes_name_what_is_allowed(tiny, scheme, words):
+    with pytest.raises(InputError, match=words):
+        start(scheme, tiny)
+
+
+def test_one_layer_has_no_other_order(tiny):
+    with pytest.raises(InputError, match="one layer"):
+        initialize(BertClassifier(replace(TINY, num_hidden_layers=1)), "permute-layers", tiny, Seeds())
+
+
+def test_the_help_names_every_scheme():
+    named = field_of("init").metadata["help"].removeprefix("starting weights: ").replace("random[:truncated]", "random")
+    assert set(named.split(", ")) == set(forms()) - {"random:truncated"}
+
+
+def test_summary(tiny):
+    assert summary(start("pretrained", tiny)[1]).endswith("2 tensors drawn: head.linear.weight, head.linear.bias")
+    assert summary(start("random", tiny)[1]) == "33 tensors drawn"
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the package catches it."""
+
+
+@pytest.mark.parametrize("scheme", WRITTEN)
+def test_a_run_from_each_start_saves_loads_and_resumes(tiny, tmp_path, monkeypatch, scheme):
+    rows = [{"text": f"{i} {2 * i}", "label": "ab"[i % 2]} for i in range(40)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = TrainConfig(
+        data=str(tmp_path / "data.jsonl"), model=str(tiny), init=scheme, epochs=2, batch_size=16, lr=1e-3,
+        out=str(tmp_path / "whole"),
+    )  # fmt: skip
+    whole = loop.train(config, str)
+    assert set(json.loads((whole / "manifest.json").read_text())) == set(BertClassifier(TINY).state_dict())
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.run, "append_row", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            loop.train(replace(config, out=str(tmp_path / "killed")), str)
+    again = loop.resume(tmp_path / "killed", str)
+    assert equal(load_classifier(whole / "model"), load_classifier(again / "model"))

@@ -20,7 +20,7 @@ from minibert.data.batches import Batch, collate
 from minibert.errors import InputError
 from minibert.evaluation import predict, report
 from minibert.files import write_json
-from minibert.initialization import NEEDS_WEIGHTS, Manifest, check_scheme, initialize
+from minibert.initialization import Manifest, find_scheme, initialize, read_argument, summary
 from minibert.model import BertClassifier
 from minibert.seeds import Seeds, derive
 from minibert.tokenizer import Tokenizer
@@ -52,12 +52,13 @@ def prepare(config: TrainConfig, say: Say = print) -> Setup:
     Raises:
         InputError: something that the settings name cannot be used.
     """
-    check_scheme(config.init)
+    scheme, _ = find_scheme(config.init)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = choose_precision(config.precision, device)
     say(f"minibert on {run.device_name(device)}, {precision.name}: {precision.why}")
-    source = sources.resolve(config.model, config.init in NEEDS_WEIGHTS, say)
+    source = sources.resolve(config.model, scheme.needs_weights, say)
     bert_config = checkpoint.read_config(source.path)
+    read_argument(config.init, bert_config)  # refused before the data are read
     tokenizer = Tokenizer.load(source.path)
     check_vocabulary(tokenizer, bert_config.vocab_size, source.name)
     data = load_dataset(config, tokenizer, bert_config.max_position_embeddings)
@@ -69,9 +70,7 @@ def prepare(config: TrainConfig, say: Say = print) -> Setup:
     )  # fmt: skip
     model = BertClassifier(bert_config)
     manifest = initialize(model, config.init, source.path, Seeds.parse(config.seed))
-    drawn = [name for name, entry in manifest.items() if entry["source"] == "drawn"]
-    tensors = "all tensors" if len(drawn) == len(manifest) else ", ".join(drawn)
-    say(f"start: {config.init}, {source.name} {source.sha256[:12]}; newly drawn: {tensors}")
+    say(f"start: {config.init} ({source.name} {source.sha256[:12]}): {summary(manifest)}")
     absolute = {"model": str(source.path.resolve()) if Path(config.model).is_dir() else source.name}
     if config.data not in BUNDLED and Path(config.data).exists():
         absolute["data"] = str(Path(config.data).resolve())
