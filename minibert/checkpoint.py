@@ -42,6 +42,10 @@ NAMES = {
     "layers.{i}.feed_forward.output": ["encoder.layer.{i}.output.dense"],
     "layers.{i}.feed_forward_norm": ["encoder.layer.{i}.output.LayerNorm"],
     "pooler.dense": ["pooler.dense"],
+    # Not BERT's: the gates and the last LayerNorm of other layers (model.py). No published file has them.
+    "layers.{i}.attention_gate": ["encoder.layer.{i}.attention.output.gate"],
+    "layers.{i}.feed_forward_gate": ["encoder.layer.{i}.output.gate"],
+    "norm": ["encoder.LayerNorm"],
 }
 
 # Published tensors that a classifier has no use for: the pretraining heads, a list of 0..511, and the

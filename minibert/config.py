@@ -35,12 +35,7 @@ class TrainConfig:
     grid_cells: int = setting(1000, "data", "cells in all, for --encoding grid")
 
     model: str = setting("auto", "model", "a folder, a name on the hub, minilm-l6, or auto: what this machine can bear")
-    init: str = setting(
-        "pretrained",
-        "model",
-        "starting weights: pretrained, random[:truncated], xavier, mimetic, reinit:K, layers:I-J, embeddings, encoder,"
-        " no-pooler, shuffle, permute-layers, moments",
-    )
+    init: str = setting("pretrained", "model", "starting weights: pretrained, random, or a scheme between (README)")
     pool: str = setting(
         "cls", "model", "what the head reads: BERT's pooler over [CLS], or the mean", choices=("cls", "mean")
     )

@@ -10,7 +10,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,7 +33,7 @@ class Start:
     bert: Bert
     checkpoint: Path
     generator: torch.Generator
-    argument: tuple[int, ...]
+    argument: tuple[float, ...]
 
 
 def pretrained(start: Start) -> Origins:
@@ -153,11 +153,38 @@ def moments(start: Start) -> Origins:
     return dict.fromkeys(start.bert.state_dict(), "drawn")
 
 
+def deepnorm(start: Start) -> Origins:
+    """LN(a x + F(x)) with a = (2N)^(1/4); V, W_O and both feed-forward matrices Xavier with gain (8N)^(-1/4), Q and K
+    with gain 1 (Wang et al. 2022, arXiv:2203.00555, for an encoder alone). Embeddings and pooler as random.
+    """
+    origins = random(start)
+    gain = (8 * len(start.bert.layers)) ** -0.25
+    for layer in start.bert.layers:
+        query, key, value = layer.attention.qkv.weight.chunk(3)
+        for tensor in (query, key):
+            nn.init.xavier_normal_(tensor, generator=start.generator)
+        for tensor in (value, *(m.weight for m in (layer.attention.output, *layer.feed_forward.children()))):
+            nn.init.xavier_normal_(tensor, gain, generator=start.generator)
+    return origins
+
+
+def gated(start: Start) -> Origins:
+    """As random, in layers x + g F(x) with a learned g: 0 at first (ReZero, Bachlechner et al. 2020, arXiv:2003.04887),
+    or one g a channel that starts small (LayerScale, Touvron et al. 2021, arXiv:2103.17239). BERT's LayerNorms stay.
+    """
+    origins = random(start)
+    for name, tensor in start.bert.named_parameters():
+        if "_gate." in name:
+            nn.init.constant_(tensor, start.argument[0] if start.argument else 0.0)
+    return origins
+
+
 @dataclass(frozen=True)
 class Scheme:
     apply: Callable[[Start], Origins]
     needs_weights: bool = True  # False: of the checkpoint only config.json is read
-    argument: str = ""  # how it is written behind the colon: "K", "I-J"
+    argument: str = ""  # how it is written behind the colon: "K", "I-J", "G"
+    layer: Callable[[int], dict[str, float | str | bool]] = lambda count: {}  # N -> the config's fields that it changes
 
 
 SCHEMES = {
@@ -174,6 +201,14 @@ SCHEMES = {
     "shuffle": Scheme(shuffle),
     "permute-layers": Scheme(permute_layers),
     "moments": Scheme(moments),
+    "deepnorm": Scheme(deepnorm, False, layer=lambda count: {"residual_scale": (2 * count) ** 0.25}),
+    # Admin in closed form (Liu et al. 2020, arXiv:2004.08249, with all branches of equal variance): 2.601 at N = 12.
+    "admin": Scheme(
+        random, False, layer=lambda count: {"residual_scale": math.sqrt((2 * count + 1) / math.log(2 * count + 1) - 1)}
+    ),
+    "layerscale": Scheme(gated, False, "G", layer=lambda count: {"branch_gate": "channel"}),
+    "rezero": Scheme(gated, False, layer=lambda count: {"branch_gate": "scalar"}),
+    "prenorm": Scheme(random, False, layer=lambda count: {"norm_first": True}),  # Xiong et al. 2020, arXiv:2002.04745
 }
 
 
@@ -196,8 +231,8 @@ def forms() -> list[str]:
     return [f"{name}:{scheme.argument}" if scheme.argument else name for name, scheme in SCHEMES.items()]
 
 
-def read_argument(text: str, config: BertConfig) -> tuple[int, ...]:
-    """The numbers of "reinit:K" (1 to N) and "layers:I-J" (1 <= I <= J <= N).
+def read_argument(text: str, config: BertConfig) -> tuple[float, ...]:
+    """The numbers of "reinit:K" (1 to N), "layers:I-J" (1 <= I <= J <= N) and "layerscale:G" (0 to 1).
 
     Raises:
         InputError: out of bounds, or another form.
@@ -213,17 +248,36 @@ def read_argument(text: str, config: BertConfig) -> tuple[int, ...]:
     pair = re.fullmatch(r"(\d+)-(\d+)", argument)
     if scheme.argument == "I-J" and pair and 1 <= int(pair[1]) <= int(pair[2]) <= count:
         return int(pair[1]), int(pair[2])
+    if scheme.argument == "G":
+        try:
+            if 0 <= float(argument) <= 1:
+                return (float(argument),)
+        except ValueError:
+            pass
+        raise InputError(f"--init {text}: write layerscale:G with G from 0 to 1, such as layerscale:0.1")
     raise InputError(
         f"--init {text}: this model has layers 1 to {count}; write "
         + (f"reinit:K with K from 1 to {count}" if scheme.argument == "K" else f"layers:I-J, such as layers:1-{count}")
     )
 
 
+def layer_config(scheme: str, config: BertConfig) -> BertConfig:
+    """The config with the layers that `scheme` needs: BERT's own for most.
+
+    Raises:
+        InputError: an unknown scheme or layer; a checkpoint whose layers are already others.
+    """
+    if not config.is_bert:
+        raise InputError(f"--init {scheme}: the checkpoint's layers are not BERT's; a scheme starts from a plain BERT")
+    read_argument(scheme, config)
+    return replace(config, **find_scheme(scheme)[0].layer(config.num_hidden_layers))
+
+
 def initialize(model: BertClassifier, scheme: str, checkpoint: Path, seeds: Seeds) -> Manifest:
     """Give every tensor of `model` its start, in place.
 
     Args:
-        scheme: as --init.
+        scheme: as --init; `model` was built with its `layer_config`.
         checkpoint: the folder of a checkpoint with the model's own sizes.
         seeds: `encoder` and `head` are used.
 

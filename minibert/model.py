@@ -28,7 +28,7 @@ ACTIVATIONS = {
 }
 
 # Published fields that would make another network, with the only value this one implements.
-FIXED = {"model_type": "bert", "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+FIXED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,11 @@ class BertConfig:
     initializer_range: float = 0.02
     pad_token_id: int = 0
     num_labels: int = 2
-    pool: str = "cls"  # ours, not a published field: "cls" (BERT's pooler) or "mean"
+    # Ours, not published fields. The defaults are BERT.
+    pool: str = "cls"  # what the head reads: "cls" (BERT's pooler) or "mean"
+    residual_scale: float = 1.0  # a in LayerNorm(a x + F(x)): DeepNorm, Admin
+    branch_gate: str = "none"  # a learned g in x + g F(x): "scalar" (ReZero) or "channel" (LayerScale)
+    norm_first: bool = False  # x + F(LayerNorm(x)), and one LayerNorm at the end: pre-LN
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
@@ -71,8 +75,16 @@ class BertConfig:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of {self.num_attention_heads} heads")
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act is {self.hidden_act!r}; known: {', '.join(ACTIVATIONS)}")
-        if self.pool not in POOLERS:
-            raise ValueError(f"pool is {self.pool!r}; known: {', '.join(POOLERS)}")
+        for name, known in (("pool", POOLERS), ("branch_gate", GATES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; known: {', '.join(known)}")
+        if not self.residual_scale > 0:
+            raise ValueError(f"residual_scale is {self.residual_scale!r}; it must be above 0")
+
+    @property
+    def is_bert(self) -> bool:
+        """Whether the layers are BERT's own, so that other implementations can run the weights."""
+        return self.residual_scale == 1.0 and self.branch_gate == "none" and not self.norm_first
 
     @property
     def head_dropout(self) -> float:
@@ -85,6 +97,8 @@ class BertConfig:
         Raises:
             ValueError: a field asks for a network that is not this one (a decoder, relative positions, ...).
         """
+        if published.get("model_type", "bert") not in ("bert", "minibert"):
+            raise ValueError(f"config.json has model_type = {published['model_type']!r}; this is BERT alone")
         for name, value in FIXED.items():
             if published.get(name, value) != value:
                 raise ValueError(f"config.json has {name} = {published[name]!r}; this BERT implements {value!r} only")
@@ -94,7 +108,8 @@ class BertConfig:
         return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
-        return FIXED | asdict(self)
+        """As config.json holds it. Layers that are not BERT's get a type of their own: no one else must run them."""
+        return {"model_type": "bert" if self.is_bert else "minibert"} | FIXED | asdict(self)
 
 
 class Embeddings(nn.Module):
@@ -160,8 +175,25 @@ class FeedForward(nn.Module):
         return self.output(self.activation(self.input(x)))
 
 
+class Gate(nn.Module):
+    """x -> g x, with g learned: one number, or one a channel."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+GATES = {"none": lambda width: nn.Identity(), "scalar": lambda width: Gate(), "channel": lambda width: Gate(width)}
+
+
 class Layer(nn.Module):
-    """One encoder layer, post-LN: LayerNorm(x + F(x)) around attention, then around the feed-forward."""
+    """One encoder layer, post-LN: LayerNorm(x + F(x)) around attention, then around the feed-forward.
+
+    The config's last three fields make other layers of it, for starts that need them (initialization.py).
+    """
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -170,11 +202,21 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.attention_gate = GATES[config.branch_gate](config.hidden_size)
+        self.feed_forward_gate = GATES[config.branch_gate](config.hidden_size)
+        self.norm_first, self.residual_scale = config.norm_first, config.residual_scale
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (B, S, D), mask as in SelfAttention -> (B, S, D)."""
-        x = self.attention_norm(x + self.dropout(self.attention(x, mask)))
-        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+        if self.norm_first:
+            x = self.add(x, self.attention_gate(self.attention(self.attention_norm(x), mask)))
+            return self.add(x, self.feed_forward_gate(self.feed_forward(self.feed_forward_norm(x))))
+        x = self.attention_norm(self.add(x, self.attention_gate(self.attention(x, mask))))
+        return self.feed_forward_norm(self.add(x, self.feed_forward_gate(self.feed_forward(x))))
+
+    def add(self, x: Tensor, branch: Tensor) -> Tensor:
+        """The residual: a x + dropout(F(x)), where BERT's a is 1."""
+        return torch.add(self.dropout(branch), x, alpha=self.residual_scale)
 
 
 class ClsPooler(nn.Module):
@@ -214,6 +256,7 @@ class Bert(nn.Module):
         self.config = config
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if config.norm_first else nn.Identity()
         self.pooler = POOLERS[config.pool](config)
         self.apply(lambda module: init_weights(module, config.initializer_range))
 
@@ -236,6 +279,7 @@ class Bert(nn.Module):
         x = self.embeddings(input_ids, token_type_ids)
         for layer in self.layers:
             x = layer(x, mask)
+        x = self.norm(x)
         return x, self.pooler(x, mask)
 
 

@@ -92,6 +92,16 @@ def test_mean_pool_is_remembered(tmp_path):
     assert load_classifier(tmp_path).config.pool == "mean"
 
 
+@pytest.mark.parametrize(
+    "change", [{"residual_scale": 2.0}, {"branch_gate": "channel"}, {"branch_gate": "scalar"}, {"norm_first": True}]
+)
+def test_other_layers_round_trip(tmp_path, change):
+    model = perturbed(BertClassifier(replace(TINY, **change)))
+    save_pretrained(model, tmp_path)
+    assert same(load_classifier(tmp_path), model)
+    assert load_classifier(tmp_path).config == replace(TINY, **change)
+
+
 def test_label_order_is_numerical(tmp_path):
     labels = [f"c{i}" for i in range(12)]
     save_pretrained(BertClassifier(replace(TINY, num_labels=12)), tmp_path, labels)

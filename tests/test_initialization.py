@@ -3,25 +3,26 @@
 import hashlib
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import ROOT, TINY
 
 from minibert.checkpoint import load_classifier, load_encoder
-from minibert.config import TrainConfig, field_of
+from minibert.config import TrainConfig
 from minibert.errors import InputError
-from minibert.initialization import find_scheme, forms, initialize, layer_of, summary
+from minibert.initialization import find_scheme, forms, initialize, layer_config, layer_of, summary
 from minibert.model import BertClassifier
 from minibert.seeds import Seeds
 from minibert.training import loop
 
-WRITTEN = [form.replace("K", "1").replace("I-J", "1-1") for form in forms()]
+WRITTEN = [form.replace("K", "1").replace("I-J", "1-1").replace("G", "0.1") for form in forms()]
 
 
 def start(scheme, tiny, **seeds):
-    model = BertClassifier(TINY)
+    model = BertClassifier(layer_config(scheme, TINY))
     return model, initialize(model, scheme, tiny, Seeds(**seeds))
 
 
@@ -45,7 +46,7 @@ def test_manifest_covers_every_parameter_once_and_tells_the_truth(tiny, source, 
         assert entry["sha256"] == hashlib.sha256(tensor.detach().numpy().tobytes()).hexdigest()
         assert entry["source"] in ("pretrained", "permuted", "drawn")
         if name.startswith("bert.") and "permute-layers" not in scheme:
-            same = torch.equal(tensor, source[name.removeprefix("bert.")])
+            same = torch.equal(tensor, source.get(name.removeprefix("bert."), torch.zeros(0)))
             assert same == (entry["source"] == "pretrained"), name
 
 
@@ -181,6 +182,49 @@ def test_moments_keep_mean_and_spread(tiny, source):
         assert tensor.std(correction=0).item() == pytest.approx(spread, abs=error), name
 
 
+def test_deepnorm_has_its_gains_and_its_scale(tiny):
+    model, _ = start("deepnorm", tiny)
+    gain = (8 * 2) ** -0.25
+    assert model.config.residual_scale == pytest.approx((2 * 2) ** 0.25)
+    layer = model.bert.layers[1]
+    query, key, value = layer.attention.qkv.weight.chunk(3)
+    square, oblong = math.sqrt(2 / 48), math.sqrt(2 / 64)
+    for matrix, std in [
+        (query, square), (key, square), (value, gain * square), (layer.attention.output.weight, gain * square),
+        (layer.feed_forward.input.weight, gain * oblong), (layer.feed_forward.output.weight, gain * oblong),
+    ]:  # fmt: skip
+        assert matrix.std().item() == pytest.approx(std, rel=0.1)
+    assert layer_config("deepnorm", replace(TINY, num_hidden_layers=12)).residual_scale == pytest.approx(
+        2.213, abs=1e-3
+    )
+
+
+def test_admin_scales_the_skip(tiny):
+    model, _ = start("admin", tiny)
+    assert equal(model.bert, start("random", tiny)[0].bert)
+    assert model.bert.layers[1].residual_scale == model.config.residual_scale > 1
+    assert layer_config("admin", replace(TINY, num_hidden_layers=12)).residual_scale == pytest.approx(2.601, abs=1e-3)
+
+
+def test_gates_start_where_the_scheme_says(tiny):
+    for scheme, shape, value in (("rezero", (), 0.0), ("layerscale:0.1", (24,), 0.1)):
+        model, _ = start(scheme, tiny)
+        gates = [p for name, p in model.named_parameters() if "_gate." in name]
+        assert len(gates) == 4
+        assert all(torch.equal(gate, torch.full(shape, value)) for gate in gates)
+
+
+def test_prenorm_has_its_norms_elsewhere(tiny):
+    model, _ = start("prenorm", tiny)
+    assert model.bert.norm.weight.shape == (24,)
+    assert model.bert.layers[0].norm_first
+
+
+def test_a_checkpoint_of_other_layers_is_refused():
+    with pytest.raises(InputError, match="starts from a plain BERT"):
+        layer_config("random", replace(TINY, norm_first=True))
+
+
 def test_encoder_and_head_share_no_stream(tiny):
     model, _ = start("random", tiny)
     head, word = model.head.linear.weight.flatten(), model.bert.embeddings.word.weight.flatten()
@@ -202,6 +246,9 @@ def test_encoder_and_head_share_no_stream(tiny):
         ("layers:2-1", "layers:I-J"),
         ("layers:1-3", "layers:I-J"),
         ("layers:1", "layers:I-J"),
+        ("layerscale:2", "layerscale:G with G from 0 to 1"),
+        ("layerscale:x", "layerscale:G"),
+        ("layerscale", "layerscale:G"),
     ],
 )
 def test_bad_schemes_name_what_is_allowed(tiny, scheme, words):
@@ -214,9 +261,10 @@ def test_one_layer_has_no_other_order(tiny):
         initialize(BertClassifier(replace(TINY, num_hidden_layers=1)), "permute-layers", tiny, Seeds())
 
 
-def test_the_help_names_every_scheme():
-    named = field_of("init").metadata["help"].removeprefix("starting weights: ").replace("random[:truncated]", "random")
-    assert set(named.split(", ")) == set(forms()) - {"random:truncated"}
+def test_the_readme_has_every_scheme():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?`) \|", readme, re.MULTILINE)
+    assert [name for row in rows for name in re.findall("`(.*?)`", row) if name in forms()] == forms()
 
 
 def test_summary(tiny):
@@ -237,7 +285,7 @@ def test_a_run_from_each_start_saves_loads_and_resumes(tiny, tmp_path, monkeypat
         out=str(tmp_path / "whole"),
     )  # fmt: skip
     whole = loop.train(config, str)
-    assert set(json.loads((whole / "manifest.json").read_text())) == set(BertClassifier(TINY).state_dict())
+    assert set(json.loads((whole / "manifest.json").read_text())) == set(load_classifier(whole / "model").state_dict())
     with monkeypatch.context() as patch:
         patch.setattr(loop.run, "append_row", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):

@@ -7,7 +7,7 @@ import torch
 from conftest import TINY, perturbed
 from torch import nn
 
-from minibert.model import Bert, BertClassifier, BertConfig, ClassificationHead
+from minibert.model import Bert, BertClassifier, BertConfig, ClassificationHead, Layer
 
 
 @pytest.fixture
@@ -96,6 +96,49 @@ def test_any_module_is_a_head():
     torch.testing.assert_close(model(ids(2, 5)), head(model.bert(ids(2, 5))[1]))
 
 
+def layer_of(**change):
+    torch.manual_seed(5)
+    layer = perturbed(Layer(replace(TINY, **change))).eval()
+    return layer, torch.randn(2, 3, 24)
+
+
+def test_scaled_residual():
+    layer, x = layer_of(residual_scale=2.5)
+    h = layer.attention_norm(2.5 * x + layer.attention(x))
+    torch.testing.assert_close(layer(x), layer.feed_forward_norm(2.5 * h + layer.feed_forward(h)))
+
+
+@pytest.mark.parametrize(("gate", "shape"), [("scalar", ()), ("channel", (24,))])
+def test_gated_branches(gate, shape):
+    layer, x = layer_of(branch_gate=gate)
+    assert layer.attention_gate.weight.shape == layer.feed_forward_gate.weight.shape == shape
+    h = layer.attention_norm(x + layer.attention_gate.weight * layer.attention(x))
+    torch.testing.assert_close(
+        layer(x), layer.feed_forward_norm(h + layer.feed_forward_gate.weight * layer.feed_forward(h))
+    )
+
+
+def test_norm_first():
+    layer, x = layer_of(norm_first=True)
+    h = x + layer.attention(layer.attention_norm(x))
+    torch.testing.assert_close(layer(x), h + layer.feed_forward(layer.feed_forward_norm(h)))
+    model = perturbed(Bert(replace(TINY, norm_first=True))).eval()
+    x = model.embeddings(ids(2, 5))
+    for layer in model.layers:
+        x = layer(x)
+    torch.testing.assert_close(model(ids(2, 5))[0], model.norm(x))
+
+
+def test_only_berts_own_layers_are_called_bert():
+    assert TINY.is_bert
+    assert TINY.to_dict()["model_type"] == replace(TINY, pool="mean").to_dict()["model_type"] == "bert"
+    for change in ({"residual_scale": 2.0}, {"branch_gate": "scalar"}, {"norm_first": True}):
+        other = replace(TINY, **change)
+        assert not other.is_bert
+        assert other.to_dict()["model_type"] == "minibert"
+        assert BertConfig.from_dict(other.to_dict()) == other
+
+
 def test_dropout_only_in_training():
     torch.manual_seed(3)
     model = perturbed(BertClassifier(TINY))
@@ -142,6 +185,8 @@ def test_config_round_trip_and_published_extras():
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
         ({"attention_probs_dropout_prob": 1.0}, "attention_probs_dropout_prob"),
         ({"pool": "max"}, "pool.*cls, mean"),
+        ({"branch_gate": "vector"}, "branch_gate.*none, scalar, channel"),
+        ({"residual_scale": 0.0}, "residual_scale"),
         ({"vocab_size": 10.5}, "vocab_size"),
     ],
 )

@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TINY
 
 from minibert import model
+from minibert.checkpoint import save_pretrained
 from minibert.errors import InputError
 from minibert.lab import parity as module
 from minibert.lab.parity import Row, format_rows, parity
@@ -61,6 +63,12 @@ def test_a_lost_gradient_is_seen(tiny, monkeypatch):
 def test_not_a_number_is_not_ok():
     assert not Row("x", float("nan"), float("nan"), 1.0).ok
     assert "NO" in format_rows([Row("x", float("nan"), float("nan"), 1.0)])
+
+
+def test_other_layers_have_no_reference(tmp_path):
+    save_pretrained(model.Bert(replace(TINY, norm_first=True)), tmp_path)
+    with pytest.raises(InputError, match="layers are not BERT's"):
+        parity(tmp_path, "formulas")
 
 
 def test_unknown_reference(tiny):

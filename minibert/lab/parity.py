@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -196,7 +196,9 @@ def parity(path: Path, against: str | None = None) -> tuple[str, list[Row]]:
         InputError: the checkpoint cannot be loaded, or there is no such reference.
     """
     make = REFERENCES[choose_reference(against)]
-    config = BertConfig.from_dict(read_config(path).to_dict() | {"num_labels": 3, "pool": "cls"})
+    config = replace(read_config(path), num_labels=3, pool="cls")
+    if not config.is_bert:
+        raise InputError(f"{path}: its layers are not BERT's, so there is nothing to compare it with")
     torch.manual_seed(0)
     ours = BertClassifier(config).eval()
     load_weights(ours.bert, path)

@@ -20,7 +20,7 @@ from minibert.data.batches import Batch, collate
 from minibert.errors import InputError
 from minibert.evaluation import predict, report
 from minibert.files import write_json
-from minibert.initialization import Manifest, find_scheme, initialize, read_argument, summary
+from minibert.initialization import Manifest, find_scheme, initialize, layer_config, summary
 from minibert.model import BertClassifier
 from minibert.seeds import Seeds, derive
 from minibert.tokenizer import Tokenizer
@@ -58,7 +58,7 @@ def prepare(config: TrainConfig, say: Say = print) -> Setup:
     say(f"minibert on {run.device_name(device)}, {precision.name}: {precision.why}")
     source = sources.resolve(config.model, scheme.needs_weights, say)
     bert_config = checkpoint.read_config(source.path)
-    read_argument(config.init, bert_config)  # refused before the data are read
+    bert_config = layer_config(config.init, bert_config)
     tokenizer = Tokenizer.load(source.path)
     check_vocabulary(tokenizer, bert_config.vocab_size, source.name)
     data = load_dataset(config, tokenizer, bert_config.max_position_embeddings)
