@@ -16,7 +16,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--predictions", metavar="FILE.csv", type=Path, help="also write one row an example")
     given = parser.parse_args(arguments)
-    from minibert.evaluation import evaluate_run, format_report, write_predictions  # imports torch
+    from minibert.evaluation import format_report  # imports torch, which --help need not wait for
+    from minibert.training.outcome import evaluate_run, write_predictions
 
     reports, predictions = evaluate_run(given.run)
     if given.predictions is not None:

@@ -1,7 +1,7 @@
-"""Train only the rows of the word embedding that the data uses. Exact, and at batch 2 a third of the time of a step.
+"""Train only the rows of the word embedding that the data uses. Exact; at batch 2 it makes 85 ms of a step of 120.
 
 The word embedding is half of a 6x384 BERT and a fifth of bert-base, but a data set uses few of its 30,522 rows: the
-motion data 100. A row that never occurs has no gradient and no moments, so all that AdamW ever does to it is to
+motion data 76. A row that never occurs has no gradient and no moments, so all that AdamW ever does to it is to
 multiply it by (1 - lr * weight_decay), and those factors can be multiplied up and applied once, when the weights
 are saved (`AdamW.shrinkage`).
 """

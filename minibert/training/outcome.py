@@ -1,0 +1,62 @@
+"""What came of a run: its best model's figures on validation and test, from its folder alone."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minibert.checkpoint import load_classifier
+from minibert.data import load_dataset
+from minibert.errors import InputError
+from minibert.evaluation import predict, report
+from minibert.files import replace_file
+from minibert.tokenizer import Tokenizer
+from minibert.training.precision import choose_precision
+from minibert.training.run import read_config
+
+
+def evaluate_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Rebuild a run's data and best model from its folder and score validation and test.
+
+    Returns:
+        {"val": report, "test": report}, and a dictionary an example for `write_predictions`.
+
+    Raises:
+        InputError: not a run, no epoch of it has ended, or its data are not what they were.
+    """
+    config, content = read_config(path)
+    if not (path / "model" / "model.safetensors").is_file():
+        raise InputError(f"{path} has no model yet; its first epoch has not ended (go on with --resume {path})")
+    model = load_classifier(path / "model")
+    data = load_dataset(config, Tokenizer.load(path / "model"), model.config.max_position_embeddings)
+    was = content["dataset"]
+    if data.sha256 != was["sha256"]:
+        raise InputError(f"{config.data} changed since {path} was trained (SHA-256 {was['sha256'][:12]} then)")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = choose_precision(content["precision"], device)
+    model.to(device)
+    reports, predictions = {}, []
+    for name, split in (("val", data.val), ("test", data.test)):
+        logits = predict(model, split, precision, model.config.pad_token_id)
+        reports[name] = report(logits, split.labels, data.labels)
+        for row, label, p in zip(split.rows, split.labels, logits.softmax(dim=1).tolist()):
+            best = max(range(len(p)), key=p.__getitem__)
+            predictions.append({"split": name, "row": int(row), "label": data.labels[label],
+                                "predicted": data.labels[best], "confidence": round(p[best], 6)}
+                               | {f"p({c})": round(value, 6) for c, value in zip(data.labels, p)})  # fmt: skip
+    return reports, predictions
+
+
+def write_predictions(path: Path, predictions: list[dict[str, Any]]) -> None:
+    """A .csv: split, row (place in the data, from 0), label, predicted, confidence, and a column a class."""
+
+    def write(beside: Path) -> None:
+        with open(beside, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(predictions[0]))
+            writer.writeheader()
+            writer.writerows(predictions)
+
+    replace_file(path, write)

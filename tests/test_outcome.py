@@ -1,0 +1,66 @@
+"""minibert/training/outcome.py: a report from a run's folder alone."""
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from minibert.config import TrainConfig
+from minibert.errors import InputError
+from minibert.training.loop import train
+from minibert.training.outcome import evaluate_run, write_predictions
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    texts = [(f"{i} {(7 * i) % 50 + 50 * (i % 2)}", f"class {i % 2}") for i in range(80)]
+    with open(folder / "data.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *texts])
+    config = TrainConfig(data=str(folder / "data.csv"), model=str(tiny), lr=1e-3, epochs=2, batch_size=8)
+    return train(replace(config, out=str(folder / "run")), str)
+
+
+def test_a_run_is_rebuilt_from_its_folder(finished, tmp_path):
+    moved = shutil.copytree(finished, tmp_path / "moved")
+    reports, predictions = evaluate_run(moved)
+    best = json.loads((finished / "config.json").read_text())["ended"]
+    assert reports["val"]["accuracy"] == pytest.approx(best["val_accuracy"])
+    assert (reports["val"]["n"], reports["test"]["n"]) == (8, 8)
+    assert len(predictions) == 16
+    right = sum(p["label"] == p["predicted"] for p in predictions if p["split"] == "test")
+    assert right / 8 == reports["test"]["accuracy"]
+
+
+def test_predictions_file(finished, tmp_path):
+    _, predictions = evaluate_run(finished)
+    write_predictions(tmp_path / "p.csv", predictions)
+    with open(tmp_path / "p.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["split", "row", "label", "predicted", "confidence", "p(class 0)", "p(class 1)"]
+    assert len(rows) == 16
+    for row in rows:
+        assert float(row["p(class 0)"]) + float(row["p(class 1)"]) == pytest.approx(1, abs=1e-5)
+        assert row["label"] == f"class {int(row['row']) % 2}"
+
+
+def test_changed_data_are_refused(finished, tmp_path):
+    moved = shutil.copytree(finished, tmp_path / "moved")
+    content = json.loads((moved / "config.json").read_text())
+    content["dataset"]["sha256"] = "0" * 64
+    (moved / "config.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="changed since"):
+        evaluate_run(moved)
+
+
+def test_no_model_yet_and_no_run(finished, tmp_path):
+    moved = shutil.copytree(finished, tmp_path / "moved")
+    (moved / "model" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="no model yet"):
+        evaluate_run(moved)
+    with pytest.raises(InputError, match="no such folder"):
+        evaluate_run(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="not a run's folder"):
+        evaluate_run(moved / "model")
