@@ -11,7 +11,7 @@ from torch import Tensor
 from minibert.data import Examples
 from minibert.data.batches import batches
 from minibert.model import BertClassifier
-from minibert.training.precision import Precision
+from minibert.precision import Precision
 
 BATCH = 64
 

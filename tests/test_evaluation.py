@@ -8,7 +8,7 @@ from conftest import TINY, perturbed
 from minibert.data import Examples
 from minibert.evaluation import format_report, predict, report
 from minibert.model import BertClassifier
-from minibert.training.precision import choose_precision
+from minibert.precision import choose_precision
 
 
 def test_report_against_figures_by_hand():

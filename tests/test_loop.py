@@ -14,10 +14,10 @@ from minibert.config import TrainConfig
 from minibert.data.batches import Batch
 from minibert.errors import InputError
 from minibert.model import BertClassifier
+from minibert.precision import LossScaler, choose_precision
 from minibert.training import loop
 from minibert.training.loop import StepResult, Tally, prepare, resume, train, training_step
 from minibert.training.optimizer import AdamW
-from minibert.training.precision import LossScaler, choose_precision
 
 FP32 = choose_precision("fp32", torch.device("cpu"))
 FP16 = choose_precision("fp16", torch.device("cpu"))

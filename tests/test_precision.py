@@ -1,9 +1,9 @@
-"""minibert/training/precision.py."""
+"""minibert/precision.py."""
 
 import pytest
 import torch
 
-from minibert.training.precision import LossScaler, choose_precision, fast_bf16_cpu
+from minibert.precision import LossScaler, choose_precision, fast_bf16_cpu
 
 CPU = torch.device("cpu")
 

@@ -9,9 +9,9 @@ from conftest import TINY, perturbed
 from minibert.data import Examples
 from minibert.data.batches import collate
 from minibert.model import BertClassifier
+from minibert.precision import LossScaler, choose_precision
 from minibert.training.loop import training_step
 from minibert.training.optimizer import AdamW
-from minibert.training.precision import LossScaler, choose_precision
 from minibert.training.rows import OccurringRows
 
 PRECISION = choose_precision("fp32", torch.device("cpu"))

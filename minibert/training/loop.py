@@ -22,11 +22,11 @@ from minibert.evaluation import predict, report
 from minibert.files import write_json
 from minibert.initialization import Manifest, find_scheme, initialize, layer_config, summary
 from minibert.model import BertClassifier
+from minibert.precision import LossScaler, Precision, choose_precision
 from minibert.seeds import Seeds, derive
 from minibert.tokenizer import Tokenizer
 from minibert.training import run
 from minibert.training.optimizer import AdamW, linear_schedule, warmup_steps
-from minibert.training.precision import LossScaler, Precision, choose_precision
 from minibert.training.progress import Progress, duration
 from minibert.training.rows import OccurringRows
 
@@ -145,8 +145,9 @@ def fit(setup: Setup, path: Path, state: tuple[dict, dict] | None, say: Say) -> 
         scaler.scale, scaler.good_steps = progress["scale"], progress["good_steps"]
         run.write_rows(path, progress["rows"])  # a kill may have come between the state and the row
         say(f"resuming after epoch {progress['epoch']} of {config.epochs}")
+    size = config.batch_size * config.accumulate
     say(
-        f"{config.epochs} epochs of {per_epoch:,} steps, {config.batch_size * config.accumulate} examples a step,"
+        f"{config.epochs} epoch{'s' * (config.epochs > 1)} of {per_epoch:,} steps, {size} examples a step,"
         f" warmup {warmup:,} steps, lr {config.lr:g}; the run's folder is {path}"
     )
     say("epoch  train loss  train acc  val loss  val acc        lr    ex/s   time")
@@ -160,7 +161,6 @@ def fit(setup: Setup, path: Path, state: tuple[dict, dict] | None, say: Say) -> 
             torch.manual_seed(derive(seeds.dropout, "dropout", epoch))
             generator = torch.Generator().manual_seed(derive(seeds.order, "order", epoch))
             order = torch.randperm(len(train_split), generator=generator).tolist()
-            size = config.batch_size * config.accumulate
             for first in range(0, len(order), size):
                 chosen = order[first : first + size]
                 micro = [

@@ -13,8 +13,8 @@ from minibert.data import load_dataset
 from minibert.errors import InputError
 from minibert.evaluation import predict, report
 from minibert.files import replace_file
+from minibert.precision import choose_precision
 from minibert.tokenizer import Tokenizer
-from minibert.training.precision import choose_precision
 from minibert.training.run import read_config
 
 

@@ -128,6 +128,7 @@ class Case:
 
     def build(self, part):
         """A part of the network in eval mode, every tensor off its start and large enough to matter."""
+        torch.manual_seed(self.generator.initial_seed())  # for BERT's own random start
         module = part(self.config)
         with torch.no_grad():
             for tensor in module.parameters():

@@ -20,7 +20,9 @@ transformers = pytest.importorskip(
     "transformers", reason="transformers is not installed: pip install 'minibert[parity]'"
 )
 
-LABELS = ["walking", "sitting", "lying", "日本", "up & down"]
+# Eleven, so that class 10 stands after class 2.
+LABELS = ["walking", "sitting", "lying", "日本", "up & down", "", "B", "a", "Ä", "10", "2"]
+CONFIG = replace(TINY, num_labels=len(LABELS))
 TEXTS = ["12 99 7 - 3.", "ab 5", "", "a 1 b 2 c 3 héllo 日本 [SEP] 4"]
 
 
@@ -37,7 +39,7 @@ def identical(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
-def model_of(kind, config=TINY):
+def model_of(kind, config=CONFIG):
     torch.manual_seed(1)
     return perturbed(kind(config)).eval()
 
@@ -45,7 +47,7 @@ def model_of(kind, config=TINY):
 def reference_of(kind, dtype=torch.float32):
     """The reference's own model with its own random weights, every tensor off its start."""
     torch.manual_seed(3)
-    numbers = {name: value for name, value in TINY.to_dict().items() if name not in ("pool", "num_labels")}
+    numbers = {name: value for name, value in CONFIG.to_dict().items() if name not in ("pool", "num_labels")}
     config = transformers.BertConfig(
         **numbers, id2label=dict(enumerate(LABELS)), label2id={label: i for i, label in enumerate(LABELS)}
     )
@@ -65,15 +67,15 @@ def test_a_classifier_of_ours_opens_there(tmp_path):
     assert reference.config.label2id == {label: i for i, label in enumerate(LABELS)}
     identical(model(*inputs()), reference(*inputs()).logits)
     written = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-    for name in TINY.to_dict().keys() - {"num_labels"}:
-        assert getattr(reference.config, name) == written[name] == TINY.to_dict()[name], name
+    for name in CONFIG.to_dict().keys() - {"num_labels"}:
+        assert getattr(reference.config, name) == written[name] == CONFIG.to_dict()[name], name
 
 
 @torch.no_grad()
 def test_a_head_without_names_gets_the_references_names(tmp_path):
     save_pretrained(model_of(BertClassifier), tmp_path)
     reference = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    assert reference.config.id2label == {i: f"LABEL_{i}" for i in range(5)}
+    assert reference.config.id2label == {i: f"LABEL_{i}" for i in range(len(LABELS))}
 
 
 @torch.no_grad()
@@ -83,7 +85,7 @@ def test_a_classifier_of_theirs_opens_here(tmp_path, dtype):
     reference.save_pretrained(tmp_path)
     model = load_classifier(tmp_path)
     assert read_labels(tmp_path) == LABELS
-    assert model.config == TINY
+    assert model.config == CONFIG
     identical(model(*inputs()), reference.float()(*inputs()).logits)  # here everything is float32 in memory
 
 
@@ -185,7 +187,7 @@ def test_a_runs_model_opens_there(finished):
 @torch.no_grad()
 def test_a_run_with_mean_pooling_opens_there_as_an_encoder(tmp_path):
     """The reference has no classifier over the mean; what it can open of one is the encoder."""
-    model = model_of(BertClassifier, replace(TINY, pool="mean"))
+    model = model_of(BertClassifier, replace(CONFIG, pool="mean"))
     save_pretrained(model, tmp_path, LABELS)
     reference = transformers.BertModel.from_pretrained(tmp_path, add_pooling_layer=False).eval()
     identical(model.bert(*inputs())[0], reference(*inputs()).last_hidden_state)
