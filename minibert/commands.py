@@ -10,6 +10,7 @@ def guarded(command: Callable[[list[str]], int | None], again: str = "") -> int:
     """Run `command` on the arguments. What the user can mend is one line and exit code 2; Ctrl-C is 130."""
     from minibert.errors import InputError
 
+    sys.stdout.reconfigure(line_buffering=True)  # a log file shows each epoch when it ends, not when the run does
     name = sys.argv[0].rsplit("/", 1)[-1].replace("__main__.py", "minibert")
     try:
         return command(sys.argv[1:]) or 0

@@ -38,6 +38,12 @@ def test_help_does_not_wait_for_torch():
     assert len(flags) <= 25
 
 
+def test_lines_reach_a_pipe_at_once():
+    program = "import sys; from minibert.commands import guarded; guarded(lambda _: print(sys.stdout.line_buffering))"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    assert run("-c", program, env=environment).stdout == "True\n"
+
+
 def test_from_training_to_the_report(tiny, texts, tmp_path):
     out = str(tmp_path / "run")
     trained = run(

@@ -122,7 +122,7 @@ def test_npz(tmp_path, tokenizer):
     data = load_dataset(TrainConfig(data=str(tmp_path / "own.npz"), steps=2), tokenizer)
     assert data.labels == ["0", "1"]
     assert [len(examples) for examples in splits(data).values()] == [48, 6, 6]
-    assert "2 classes; channel-1,channel-2 as levels, 2 steps, 6 to 6 tokens" in data.summary
+    assert "2 classes; channel-1,channel-2 as levels, 2 steps, 6 tokens" in data.summary
     low, high = data.train.rows.min(), data.train.rows.max()
     for examples in splits(data).values():
         assert (examples.labels == examples.rows % 2).all()
@@ -146,7 +146,7 @@ def test_motion(tokenizer):
     assert data.labels == ["walking", "walking upstairs", "walking downstairs", "sitting", "standing", "lying"]
     assert data.summary == (
         "motion: 3,851 / 752 / 806 for training / validation / test, 6 classes;"
-        " acc-x,acc-y,acc-z as levels, 16 steps, 50 to 50 tokens"
+        " acc-x,acc-y,acc-z as levels, 16 steps, 50 tokens"
     )
     unknown = tokenizer.token_id("[UNK]")
     assert all(unknown not in row for examples in splits(data).values() for row in examples.ids)

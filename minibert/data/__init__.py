@@ -97,7 +97,7 @@ def load_dataset(config: TrainConfig, tokenizer: Tokenizer, positions: int | Non
     lengths = [len(row) for row in ids]
     counts = " / ".join(f"{len(splits[name]):,}" for name in SPLITS)
     summary = f"{table.name}: {counts} for training / validation / test, {len(labels)} classes{how}, "
-    summary += f"{min(lengths)} to {max(lengths)} tokens"
+    summary += (f"{min(lengths)} to " if min(lengths) < max(lengths) else "") + f"{max(lengths)} tokens"
     if cut:
         limit = f"--max-length {longest}" if longest == config.max_length else f"the model's {longest} positions"
         summary += f" ({cut:,} of {len(ids):,} texts cut to {limit})"

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import TINY, perturbed
+from safetensors.torch import load_file
 
 from minibert.checkpoint import load_classifier, load_encoder, read_labels, save_pretrained
 from minibert.config import TrainConfig
@@ -63,6 +64,8 @@ def test_a_classifier_of_ours_opens_there(tmp_path):
     )
     assert not any(report.values()), report  # no tensor missing, left over or of another shape
     assert type(reference) is transformers.BertForSequenceClassification
+    # Loading is lenient with prefixes; other readers of the file may not be.
+    assert load_file(tmp_path / "model.safetensors").keys() == reference.state_dict().keys()
     assert reference.config.id2label == dict(enumerate(LABELS))
     assert reference.config.label2id == {label: i for i, label in enumerate(LABELS)}
     identical(model(*inputs()), reference(*inputs()).logits)
@@ -96,6 +99,7 @@ def test_an_encoder_of_ours_opens_there(tmp_path):
     reference, report = transformers.AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
     assert type(reference) is transformers.BertModel
+    assert load_file(tmp_path / "model.safetensors").keys() == reference.state_dict().keys()
     theirs = reference(*inputs())
     for ours, other in zip(model(*inputs()), (theirs.last_hidden_state, theirs.pooler_output)):
         identical(ours, other)
