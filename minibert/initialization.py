@@ -52,9 +52,11 @@ def truncated(start: Start) -> Origins:
     """As random, but nothing beyond two sigma, as BERT's own code draws (google-research/bert, modeling.py)."""
     origins = random(start)
     std = start.bert.config.initializer_range
-    for tensor in matrices(start.bert):
-        nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std, generator=start.generator)
-    clear_pad(start.bert)
+    for tensor in start.bert.parameters():
+        if tensor.dim() >= 2:
+            nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std, generator=start.generator)
+    word = start.bert.embeddings.word
+    word.weight[word.padding_idx] = 0
     return origins
 
 
@@ -328,15 +330,6 @@ def layer_of(name: str) -> int | None:
     """The layer that a tensor belongs to, from 1; None outside the layers."""
     match = re.match(r"layers\.(\d+)\.", name)
     return int(match[1]) + 1 if match else None
-
-
-def matrices(module: nn.Module) -> list[Tensor]:
-    return [p.detach() for p in module.parameters() if p.dim() >= 2]
-
-
-def clear_pad(bert: Bert) -> None:
-    word = bert.embeddings.word
-    word.weight[word.padding_idx] = 0
 
 
 def draw(module: nn.Module, std: float, generator: torch.Generator) -> None:

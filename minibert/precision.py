@@ -30,6 +30,11 @@ class Precision:
         return torch.autocast(self.device.type, dtype=DTYPES[self.name])
 
 
+def choose_device() -> torch.device:
+    """CUDA if there, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def choose_precision(wanted: str, device: torch.device) -> Precision:
     """`auto`: bf16 where the hardware multiplies it faster than float32, on older CUDA fp16, else fp32."""
     if wanted != "auto":

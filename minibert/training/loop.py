@@ -22,7 +22,7 @@ from minibert.evaluation import predict, report
 from minibert.files import write_json
 from minibert.initialization import Manifest, find_scheme, initialize, layer_config, summary
 from minibert.model import BertClassifier
-from minibert.precision import LossScaler, Precision, choose_precision
+from minibert.precision import LossScaler, Precision, choose_device, choose_precision
 from minibert.seeds import Seeds, derive
 from minibert.tokenizer import Tokenizer
 from minibert.training import run
@@ -53,12 +53,10 @@ def prepare(config: TrainConfig, say: Say = print) -> Setup:
         InputError: something that the settings name cannot be used.
     """
     scheme, _ = find_scheme(config.init)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = choose_precision(config.precision, device)
-    say(f"minibert on {run.device_name(device)}, {precision.name}: {precision.why}")
+    precision = choose_precision(config.precision, choose_device())
+    say(f"minibert on {run.device_name(precision.device)}, {precision.name}: {precision.why}")
     source = sources.resolve(config.model, scheme.needs_weights, say)
-    bert_config = checkpoint.read_config(source.path)
-    bert_config = layer_config(config.init, bert_config)
+    bert_config = layer_config(config.init, checkpoint.read_config(source.path))
     tokenizer = Tokenizer.load(source.path)
     check_vocabulary(tokenizer, bert_config.vocab_size, source.name)
     data = load_dataset(config, tokenizer, bert_config.max_position_embeddings)

@@ -6,14 +6,12 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from minibert.checkpoint import load_classifier
 from minibert.data import load_dataset
 from minibert.errors import InputError
 from minibert.evaluation import predict, report
 from minibert.files import replace_file
-from minibert.precision import choose_precision
+from minibert.precision import choose_device, choose_precision
 from minibert.tokenizer import Tokenizer
 from minibert.training.run import read_config
 
@@ -35,9 +33,8 @@ def evaluate_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     was = content["dataset"]
     if data.sha256 != was["sha256"]:
         raise InputError(f"{config.data} changed since {path} was trained (SHA-256 {was['sha256'][:12]} then)")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = choose_precision(content["precision"], device)
-    model.to(device)
+    precision = choose_precision(content["precision"], choose_device())
+    model.to(precision.device)
     reports, predictions = {}, []
     for name, split in (("val", data.val), ("test", data.test)):
         logits = predict(model, split, precision, model.config.pad_token_id)

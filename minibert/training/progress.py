@@ -33,11 +33,12 @@ class Progress:
         self.printed = now
         share = self.done / self.total
         left = (now - self.started) * (self.total - self.done) / max(1, self.done - self.skipped)
-        line = f"{text()}  {share:4.0%}  {duration(left)} left"
+        line = f"{share:4.0%}  {duration(left)} left"
         if self.live:
             full = int(share * WIDTH)
-            line = f"\r\x1b[2K{text()}  {'█' * full}{'·' * (WIDTH - full)} {share:4.0%}  {duration(left)} left"
-        print(line, end="" if self.live else "\n", file=self.stream, flush=True)
+            line = f"{'█' * full}{'·' * (WIDTH - full)} {line}"
+        self.clear()
+        print(f"{text()}  {line}", end="" if self.live else "\n", file=self.stream, flush=True)
 
     def clear(self) -> None:
         """Take the moving line away, so that a plain one can be printed."""
