@@ -1,23 +1,32 @@
-"""python -m minibert fetch | parity"""
+"""python -m minibert fetch | parity | bench"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 
 from minibert.commands import guarded
+from minibert.config import PRECISIONS
+from minibert.errors import InputError
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m minibert")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="fetch | parity")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="fetch | parity | bench")
     fetch = verbs.add_parser("fetch", help="put a checkpoint into weights/, to be had without a network from then on")
     fetch.add_argument("name", metavar="NAME", help="minilm-l6, bert-base-uncased, or any BERT on the hub")
     parity = verbs.add_parser("parity", help="compare every component with a reference; exit code 1 where one differs")
     parity.add_argument("--model", metavar="NAME_OR_PATH", default="auto", help="as in train.py (default: auto)")
     parity.add_argument("--against", metavar="NAME", help="transformers or formulas (default: the first that is there)")
+    bench = verbs.add_parser("bench", help="time training and evaluation beside the reference implementation")
+    bench.add_argument("--against", choices=("transformers",), default="transformers", help="(the only one so far)")
+    bench.add_argument("--cases", metavar="A,B", help="of the names it prints (default: all; job takes minutes)")
+    bench.add_argument("--precision", metavar="NAME", default="auto", help="auto, fp32, bf16 (default: auto)")
+    bench.add_argument("--rounds", type=int, default=3, metavar="N", help="turns that the two sides take (default: 3)")
+    bench.add_argument("--json", action="store_true", help="all figures as JSON")
     given = parser.parse_args(arguments)
-    return {"fetch": run_fetch, "parity": run_parity}[given.verb](given)
+    return {"fetch": run_fetch, "parity": run_parity, "bench": run_bench}[given.verb](given)
 
 
 def run_fetch(given: argparse.Namespace) -> int:
@@ -35,6 +44,22 @@ def run_parity(given: argparse.Namespace) -> int:
     name, rows = parity(source.path, given.against)
     print(f"{source.name} {source.sha256[:12]} beside {name}\n{format_rows(rows)}")
     return 0 if all(row.ok for row in rows) else 1
+
+
+def run_bench(given: argparse.Namespace) -> int:
+    from minibert.lab.bench import CASES, bench
+
+    names = given.cases.split(",") if given.cases else list(CASES)
+    if given.rounds < 1:
+        raise InputError(f"--rounds {given.rounds}: it must be at least 1")
+    if given.precision not in PRECISIONS[:3]:
+        raise InputError(f"--precision {given.precision}: it must be one of {', '.join(PRECISIONS[:3])}")
+    result = bench(
+        names, given.precision, given.rounds, lambda line: print(line, file=sys.stderr if given.json else None)
+    )
+    if given.json:
+        print(json.dumps(result, indent=1))
+    return 0
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minibert import fast
 from minibert.data import Examples
-from minibert.data.batches import batches
+from minibert.data.batches import collate, pack
 from minibert.model import BertClassifier
 from minibert.precision import Precision
 
@@ -23,9 +24,12 @@ def predict(model: BertClassifier, examples: Examples, precision: Precision, pad
     model.eval()
     order = np.argsort([len(row) for row in examples.ids], kind="stable")
     parts = []
-    for batch in batches(examples, BATCH, order.tolist(), pad_id):
+    for rows in np.split(order, range(BATCH, len(order), BATCH)):
         with precision.autocast():
-            parts.append(model(*batch.to(precision.device)[:3]).float().cpu())
+            if fast.takes_packed(model):
+                parts.append(fast.logits(model, pack(examples, rows)).float())
+            else:
+                parts.append(model(*collate(examples, rows, pad_id).to(precision.device)[:3]).float().cpu())
     model.train(was_training)
     logits = torch.cat(parts)
     logits[order.copy()] = logits.clone()

@@ -11,6 +11,7 @@ layer, the poolers, the encoder (`Bert`), the head and the classifier (`BertClas
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -123,14 +124,29 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """input_ids and token_type_ids (B, S) whole numbers, None: all of type 0 -> (B, S, D)."""
-        length = input_ids.shape[1]
+    def forward(
+        self, input_ids: Tensor, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """Whole numbers (B, S) -> (B, S, D). token_type_ids None: all 0; position_ids None: 0 .. S - 1."""
+        length = input_ids.shape[1] if position_ids is None else 0
         if length > self.position.num_embeddings:
             raise ValueError(f"{length} tokens, but this BERT has {self.position.num_embeddings} positions: truncate")
         types = self.token_type.weight[0] if token_type_ids is None else self.token_type(token_type_ids)
-        x = self.word(input_ids) + types + self.position.weight[:length]  # (B, S, D)
-        return self.dropout(self.norm(x))
+        positions = self.position.weight[:length] if position_ids is None else self.position(position_ids)
+        return self.dropout(self.norm(self.word(input_ids) + types + positions))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: nn.Dropout) -> Tensor:
+    """softmax(q k^T / sqrt(H)) v, with dropout on the weights (Vaswani et al. 2017, equation 1).
+
+    q (B, N, Q, H), k and v (B, N, S, H), mask (B, 1, 1, S) bool, True where a token may be attended to -> (B, N, Q, H).
+    """
+    if not (dropout.training and dropout.p):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # the same, and keeps no (S, S) matrix
+    scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(-1, -2)  # (B, N, Q, S)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return dropout(scores.softmax(dim=-1)) @ v
 
 
 class SelfAttention(nn.Module):
@@ -143,22 +159,26 @@ class SelfAttention(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.heads = config.num_attention_heads
-        self.dropout = config.attention_probs_dropout_prob
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        self.attend = attend
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (B, S, D); mask (B, 1, 1, S) bool, True where a token may be attended to, None: no padding.
+    def forward(self, x: Tensor, mask: Tensor | None = None, read: Any = None) -> Tensor:
+        """x (B, S, D); mask (B, 1, 1, S) bool, True where a token may be attended to, None: no padding; read: an index
+        into x of the tokens that are wanted, None: all.
 
         Returns:
-            (B, S, D), before the residual add and LayerNorm.
+            As x[read], before the residual add and LayerNorm.
         """
-        B, S, D = x.shape
-        q, k, v = self.qkv(x).view(B, S, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # each (B, N, S, H)
-        # softmax(q k^T / sqrt(H)) v, with dropout on the weights.
-        rate = self.dropout if self.training else 0.0
-        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)  # (B, N, S, H)
-        return self.output(context.transpose(1, 2).reshape(B, S, D))
+        if read is None:
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+        else:  # keys and values of all tokens, queries of some
+            D = x.shape[-1]
+            (Wq, Wkv), (bq, bkv) = self.qkv.weight.split([D, 2 * D]), self.qkv.bias.split([D, 2 * D])
+            q, (k, v) = F.linear(x[read], Wq, bq), F.linear(x, Wkv, bkv).chunk(2, dim=-1)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for t in (q, k, v))  # (B, N, S, H)
+        return self.output(self.attend(q, k, v, mask, self.dropout).transpose(-2, -3).flatten(-2))
 
 
 class FeedForward(nn.Module):
@@ -206,12 +226,13 @@ class Layer(nn.Module):
         self.feed_forward_gate = GATES[config.branch_gate](config.hidden_size)
         self.norm_first, self.residual_scale = config.norm_first, config.residual_scale
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (B, S, D), mask as in SelfAttention -> (B, S, D)."""
+    def forward(self, x: Tensor, mask: Tensor | None = None, read: Any = None) -> Tensor:
+        """x (B, S, D); mask and read as in SelfAttention -> as x[read]."""
+        skip = x if read is None else x[read]
         if self.norm_first:
-            x = self.add(x, self.attention_gate(self.attention(self.attention_norm(x), mask)))
+            x = self.add(skip, self.attention_gate(self.attention(self.attention_norm(x), mask, read)))
             return self.add(x, self.feed_forward_gate(self.feed_forward(self.feed_forward_norm(x))))
-        x = self.attention_norm(self.add(x, self.attention_gate(self.attention(x, mask))))
+        x = self.attention_norm(self.add(skip, self.attention_gate(self.attention(x, mask, read))))
         return self.feed_forward_norm(self.add(x, self.feed_forward_gate(self.feed_forward(x))))
 
     def add(self, x: Tensor, branch: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Examples -> padded tensors."""
+"""Examples -> tensors: padded, as every BERT takes them, or packed, so that nothing is computed for padding."""
 
 from __future__ import annotations
 
@@ -48,3 +48,37 @@ def batches(examples: Examples, batch_size: int, order: Sequence[int], pad_id: i
     """All of `order`, `batch_size` at a time; the last batch may be smaller."""
     for start in range(0, len(order), batch_size):
         yield collate(examples, order[start : start + batch_size], pad_id)
+
+
+class Run(NamedTuple):
+    """Texts of one length that lie side by side in a packed batch."""
+
+    texts: int
+    length: int
+
+
+class PackedBatch(NamedTuple):
+    """Texts end to end, by length: T tokens in all. `runs` and `first` say where everything lies."""
+
+    input_ids: Tensor  # (T,)
+    position_ids: Tensor  # (T,)
+    token_type_ids: Tensor | None  # (T,)
+    labels: Tensor  # (B,), in the order of the texts here
+    runs: list[Run]
+    first: Tensor  # (B,): the place of each text's first token, [CLS]
+
+
+def pack(examples: Examples, rows: Sequence[int]) -> PackedBatch:
+    """The examples at `rows`, the shortest first; those of one length in the order given."""
+    rows = sorted(rows, key=lambda i: len(examples.ids[i]))
+    every = np.array([len(examples.ids[i]) for i in rows])
+    lengths, counts = np.unique(every, return_counts=True)
+    types = None if examples.types is None else np.concatenate([examples.types[i] for i in rows]).astype(np.int64)
+    return PackedBatch(
+        torch.from_numpy(np.concatenate([examples.ids[i] for i in rows]).astype(np.int64)),
+        torch.from_numpy(np.concatenate([np.arange(n) for n in every])),
+        None if types is None else torch.from_numpy(types),
+        torch.from_numpy(examples.labels[rows]),
+        [Run(int(count), int(length)) for count, length in zip(counts, lengths)],
+        torch.from_numpy(np.cumsum(every) - every),
+    )

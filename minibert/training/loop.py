@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from minibert import checkpoint, sources
+from minibert import checkpoint, fast, sources
 from minibert.config import TrainConfig
-from minibert.data import BUNDLED, Dataset, check_vocabulary, load_dataset
-from minibert.data.batches import Batch, collate
+from minibert.data import BUNDLED, Dataset, Examples, check_vocabulary, load_dataset
+from minibert.data.batches import Batch, PackedBatch, collate, pack
 from minibert.errors import InputError
 from minibert.evaluation import predict, report
 from minibert.files import write_json
@@ -26,7 +26,7 @@ from minibert.precision import LossScaler, Precision, choose_device, choose_prec
 from minibert.seeds import Seeds, derive
 from minibert.tokenizer import Tokenizer
 from minibert.training import run
-from minibert.training.optimizer import AdamW, linear_schedule, warmup_steps
+from minibert.training.optimizer import WORTH_COMPILING, AdamW, linear_schedule, warmup_steps
 from minibert.training.progress import Progress, duration
 from minibert.training.rows import OccurringRows
 
@@ -125,21 +125,15 @@ def fit(setup: Setup, path: Path, state: tuple[dict, dict] | None, say: Say) -> 
     """Train from `state` (None: from the start) to the last epoch; keep the best epoch in PATH/model."""
     config, data, device = setup.config, setup.data, setup.precision.device
     seeds = Seeds.parse(config.seed)
-    rows = OccurringRows(setup.model, [data.train, data.val])
-    train_split, val_split = rows.renumber(data.train), rows.renumber(data.val)
-    model = setup.model.to(device)
-    optimizer = AdamW(
-        model.named_parameters(), weight_decay=config.weight_decay, bias_correction=config.bias_correction
-    )
-    scaler = LossScaler(setup.precision.name == "fp16")
-    per_epoch = math.ceil(math.ceil(len(train_split) / config.batch_size) / config.accumulate)
+    per_epoch = math.ceil(math.ceil(len(data.train) / config.batch_size) / config.accumulate)
     total = config.epochs * per_epoch
     warmup = warmup_steps(config.warmup, total)
+    machine = assemble(setup.model, [data.train, data.val], config, setup.precision, total, state and state[0], say)
+    model, optimizer, rows, (train_split, val_split), make_batch = machine
+    scaler = LossScaler(setup.precision.name == "fp16")
     progress = {"epoch": 0, "step": 0, "rows": [], "scale": scaler.scale, "good_steps": 0}
     if state is not None:
-        tensors, progress = state
-        model.load_state_dict({k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")})
-        optimizer.load_state_dict({k.removeprefix("adamw."): t for k, t in tensors.items() if k.startswith("adamw.")})
+        progress = state[1]
         scaler.scale, scaler.good_steps = progress["scale"], progress["good_steps"]
         run.write_rows(path, progress["rows"])  # a kill may have come between the state and the row
         say(f"resuming after epoch {progress['epoch']} of {config.epochs}")
@@ -161,10 +155,8 @@ def fit(setup: Setup, path: Path, state: tuple[dict, dict] | None, say: Say) -> 
             order = torch.randperm(len(train_split), generator=generator).tolist()
             for first in range(0, len(order), size):
                 chosen = order[first : first + size]
-                micro = [
-                    collate(train_split, chosen[i : i + config.batch_size], rows.pad_id).to(device)
-                    for i in range(0, len(chosen), config.batch_size)
-                ]
+                parts = [chosen[i : i + config.batch_size] for i in range(0, len(chosen), config.batch_size)]
+                micro = [make_batch(train_split, part) for part in parts]
                 lr = config.lr * linear_schedule(progress["step"], total, warmup)
                 result = training_step(model, optimizer, micro, lr, config.clip, setup.precision, scaler)
                 if not result.stepped:
@@ -208,6 +200,55 @@ def fit(setup: Setup, path: Path, state: tuple[dict, dict] | None, say: Say) -> 
     return path
 
 
+class Machine(NamedTuple):
+    """What trains: model and optimizer, the splits renumbered for the rows that occur, and how batches are made."""
+
+    model: BertClassifier
+    optimizer: AdamW
+    rows: OccurringRows
+    splits: list[Examples]
+    make_batch: Callable[[Examples, Sequence[int]], Batch | PackedBatch]
+
+
+def assemble(
+    model: BertClassifier,
+    splits: list[Examples],
+    config: TrainConfig,
+    precision: Precision,
+    total: int,
+    state: dict[str, torch.Tensor] | None = None,
+    say: Say = print,
+) -> Machine:
+    """The model on its device with all that makes `total` steps fast there, and where `state` left it."""
+    device = precision.device
+    rows = OccurringRows(model, splits)
+    small = [rows.renumber(split) for split in splits]
+    model.to(device)
+    half = {}
+    if state is not None:
+        model.load_state_dict(part(state, "model."))
+    quick = device.type == "cpu" and fast.ENABLED
+    if quick:
+        fast.speed_up(model)
+        if config.accumulate == 1:  # bf16 is too coarse to add gradients up in
+            half = fast.half_weights(model, precision)
+    optimizer = AdamW(
+        model.named_parameters(), weight_decay=config.weight_decay, bias_correction=config.bias_correction, half=half
+    )
+    if state is not None:
+        optimizer.load_state_dict(part(state, "adamw."))
+    if quick:
+        if total * sum(p.numel() for p in model.parameters()) > WORTH_COMPILING and (why_not := optimizer.compile()):
+            say(f"the optimizer stays uncompiled, up to a third slower a step: {why_not}")
+        return Machine(model, optimizer, rows, small, pack)
+    return Machine(model, optimizer, rows, small, lambda split, part: collate(split, part, rows.pad_id).to(device))
+
+
+def part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names start with `prefix`, without it."""
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
 def end_run(path: Path, rows: list[dict[str, Any]], majority: float, say: Say) -> None:
     """Mark the run as ended, drop the state, which is as large as the model three times, and say what came out."""
     _, content = run.read_config(path)
@@ -235,7 +276,7 @@ class StepResult(NamedTuple):
 def training_step(
     model: BertClassifier,
     optimizer: AdamW,
-    micro_batches: Sequence[Batch],
+    micro_batches: Sequence[Batch | PackedBatch],
     lr: float,
     clip: float,
     precision: Precision,
@@ -250,7 +291,10 @@ def training_step(
     losses, correct = [], []
     for batch in micro_batches:
         with precision.autocast():
-            logits = model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
+            if isinstance(batch, PackedBatch):
+                logits = fast.logits(model, batch, optimizer.half)
+            else:
+                logits = model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
         loss = F.cross_entropy(logits.float(), batch.labels, reduction="sum")
         # A sum divided by the count of the whole step: the same gradient however the step is cut into batches.
         (loss * (scaler.scale / count)).backward()

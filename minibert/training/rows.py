@@ -51,7 +51,7 @@ class OccurringRows:
         embeddings = self.model.bert.embeddings
         small = embeddings.word
         table = self.table * shrinkage
-        table[torch.from_numpy(self.ids)] = small.weight.data
+        table[torch.from_numpy(self.ids)] = small.weight.data.to(table.device)
         embeddings.word = self._embedding(table, self.model.config.pad_token_id)
         try:
             yield self.model

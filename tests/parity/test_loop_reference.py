@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from conftest import ROOT, TINY, perturbed
 from safetensors.torch import load_file
 
+from minibert import fast
 from minibert.config import TrainConfig
 from minibert.data import Dataset, Examples, load_dataset
 from minibert.data.batches import collate
@@ -46,9 +47,13 @@ def part_of(examples, count):
     )
 
 
-@pytest.fixture
-def run(monkeypatch):
-    """TrainConfig -> what `train` made of the first examples of its data: losses of the steps, and the folder."""
+@pytest.fixture(params=["fast", "plain"])
+def run(request, monkeypatch):
+    """TrainConfig -> what `train` made of the first examples of its data: losses of the steps, and the folder. By the
+    fast path of the CPU, and by model.py as it stands.
+    """
+    if request.param == "plain":
+        monkeypatch.setattr(fast, "ENABLED", False)
 
     def go(config, examples):
         def few(*arguments) -> Dataset:

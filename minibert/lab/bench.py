@@ -1,0 +1,305 @@
+"""How fast a step is, beside the reference implementation at its best: python -m minibert bench.
+
+Every measurement is a process of its own, so that memory and start-up are its own; the two sides take turns. Work is
+counted in real tokens: padding is not work.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from minibert import checkpoint, sources
+from minibert.config import TrainConfig
+from minibert.data import Examples, load_dataset
+from minibert.data.batches import pack
+from minibert.errors import InputError
+from minibert.model import BertClassifier, BertConfig
+from minibert.precision import DTYPES, LossScaler, choose_device, choose_precision
+from minibert.tokenizer import Tokenizer
+from minibert.training.run import installed
+
+WARMUP = 3  # steps that are not counted
+PLANNED = 10_000  # steps that both sides are told the run has
+LR = 1e-5
+
+
+class Case(NamedTuple):
+    """`texts`: the motion data, or English cut to lengths spread evenly from `shortest` to 256 or to 128 tokens."""
+
+    model: str  # minilm-l6, or bert-base's sizes from random weights
+    batch: int
+    steps: int
+    texts: str
+    what: str = "train"
+
+
+CASES = {
+    "motion-b2": Case("minilm-l6", 2, 60, "motion"),
+    "motion-b32": Case("minilm-l6", 32, 12, "motion"),
+    "text-b16": Case("minilm-l6", 16, 12, "16 to 256"),
+    "uniform-b32": Case("minilm-l6", 32, 6, "128"),
+    "base-b2": Case("base", 2, 12, "128"),
+    "base-b16": Case("base", 16, 4, "128"),
+    "eval-b64": Case("minilm-l6", 64, 16, "16 to 256", "eval"),
+    "job": Case("minilm-l6", 2, 0, "motion", "job"),
+}
+# Ways to run the reference. A case is held against the fastest of them.
+RIVALS = {
+    "train": ("Trainer, sdpa", "Trainer, eager", "loop, sdpa", "loop, eager"),
+    "eval": ("loop, sdpa", "loop, eager"),
+    "job": ("Trainer, eager",),
+}
+
+
+def bench(names: Sequence[str], precision: str, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """
+    Args:
+        names: of CASES; precision: as in TrainConfig; rounds: how often the two sides take turns.
+
+    Returns:
+        {"cases": [...], "versions": ..., "processor": ..., "threads": ..., "precision": ..., "peak_gflops": ...}
+
+    Raises:
+        InputError: an unknown case, no reference implementation, a measurement that failed.
+    """
+    unknown = [name for name in names if name not in CASES]
+    if unknown:
+        raise InputError(f"--cases {','.join(unknown)}: known are {', '.join(CASES)}")
+    for package in ("transformers", "accelerate"):
+        if installed(package) == "not installed":
+            raise InputError(f"bench measures against transformers; {package} is missing: pip install -e '.[bench]'")
+    precision = choose_precision(precision, choose_device()).name
+    sources.resolve("minilm-l6")  # fetched before anything is timed
+    peak = matmul_peak(precision)
+    say(f"{processor()}, {torch.get_num_threads()} threads, {precision}; matrix products reach {peak:,.0f} GFLOP/s")
+    say(HEADER)
+    cases = []
+    for name in names:
+        case, seen = CASES[name], {}
+        for _ in range(1 if case.what == "job" else rounds):
+            for side in ("minibert", *RIVALS[case.what]):
+                seen.setdefault(side, []).append(measure(name, side, precision))
+        cases.append(compare(name, seen, peak))
+        say(format_case(cases[-1]))
+    versions = {name: installed(name) for name in ("minibert", "torch", "transformers", "accelerate", "numpy")}
+    return {"cases": cases, "versions": {"python": platform.python_version(), **versions}, "processor": processor(),
+            "threads": torch.get_num_threads(), "precision": precision, "peak_gflops": peak}  # fmt: skip
+
+
+def compare(name: str, seen: dict[str, list[dict[str, float]]], peak: float) -> dict[str, Any]:
+    """Medians over the rounds; the rival is the fastest of the reference's runs."""
+    middle = {
+        side: {key: statistics.median(one[key] for one in runs) for key in runs[0]} for side, runs in seen.items()
+    }
+    ours = middle.pop("minibert")
+    rival = min(middle, key=lambda side: middle[side]["ms"])
+    other = middle[rival]
+    seconds = ours["ms"] / 1e3
+    return {
+        "case": name, "ms": ours["ms"], "ms_other": other["ms"], "ratio": other["ms"] / ours["ms"], "other": rival,
+        "tokens_per_second": ours["tokens"] / seconds, "peak_share": ours["gflop"] / seconds / peak,
+        "rss_mb": ours["rss_mb"], "rss_mb_other": other["rss_mb"], "start_seconds": ours["start_seconds"],
+        "start_seconds_other": other["start_seconds"], "rounds": len(seen["minibert"]),
+        "ms_rivals": {side: figures["ms"] for side, figures in middle.items()},
+    }  # fmt: skip
+
+
+HEADER = (
+    "case               ms   reference ms  ratio  tokens/s  of peak    MB  reference MB  start s  reference s"
+    "  fastest reference"
+)
+
+
+def format_case(c: dict[str, Any]) -> str:
+    return (
+        f"{c['case']:<12}{c['ms']:>9,.1f}{c['ms_other']:>15,.1f}{c['ratio']:>7.2f}{c['tokens_per_second']:>10,.0f}"
+        f"{c['peak_share']:>9.0%}{c['rss_mb']:>6,.0f}{c['rss_mb_other']:>14,.0f}{c['start_seconds']:>9.1f}"
+        f"{c['start_seconds_other']:>13.1f}  {c['other']}"
+    )
+
+
+def measure(name: str, side: str, precision: str) -> dict[str, float]:
+    """One side of one case, in a process of its own."""
+    command = [sys.executable, "-m", "minibert.lab.bench", name, side, precision, str(time.time())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise InputError(f"{name}, {side}: the measurement failed: {last}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(name: str, side: str, precision: str, started: str) -> None:
+    """What `measure` starts: time one side, print {ms, tokens, gflop, rss_mb, start_seconds} a step as JSON."""
+    case = CASES[name]
+    if case.what == "job":
+        figures = run_job(side, precision)
+    else:
+        examples = make_examples(case)
+        if side == "minibert":
+            step = our_step(case, examples, precision)
+        else:
+            from minibert.lab.bench_reference import reference_step
+
+            step = reference_step(case, examples, precision, side)
+        first, seconds = step(float(started))
+        rows = [[len(examples.ids[i]) for i in batch] for batch in order(case, examples)]
+        counted = [length for batch in rows[WARMUP:] for length in batch]
+        steps = len(rows) - WARMUP
+        figures = {"ms": 1e3 * seconds / steps, "tokens": sum(counted) / steps, "start_seconds": first}
+        figures["gflop"] = work(case, counted) / steps
+    who = resource.RUSAGE_CHILDREN if case.what == "job" else resource.RUSAGE_SELF
+    figures["rss_mb"] = resource.getrusage(who).ru_maxrss / 1024
+    print(json.dumps(figures))
+
+
+def bert_config(case: Case) -> BertConfig:
+    if case.model == "base":
+        return BertConfig(num_labels=6)
+    return replace(checkpoint.read_config(sources.resolve(case.model, say=silent).path), num_labels=6)
+
+
+def silent(text: str) -> None:
+    pass
+
+
+def make_examples(case: Case) -> Examples:
+    """Enough examples for the case's steps, the same in every process."""
+    tokenizer = Tokenizer.load(sources.resolve("minilm-l6", say=silent).path)
+    if case.texts == "motion":
+        return load_dataset(TrainConfig(), tokenizer).train
+    import pydoc_data.topics  # English that every Python has: the articles of its language reference
+
+    articles = "\n".join(pydoc_data.topics.topics[topic] for topic in sorted(pydoc_data.topics.topics))
+    ids = np.array(tokenizer.encode([articles], None, 10**7)[0][0][1:-1], np.int32)
+    count = case.batch * (case.steps + WARMUP)
+    lengths = np.full(count, 128) if case.texts == "128" else np.linspace(16, 256, count).round().astype(int)
+    lengths = np.random.default_rng(0).permutation(lengths)
+    starts = np.random.default_rng(1).integers(0, len(ids) - 256, count)
+    ends = (tokenizer.encode(["a"], None, 3)[0][0][0], tokenizer.encode(["a"], None, 3)[0][0][-1])
+    rows = [np.concatenate([ends[:1], ids[s : s + n - 2], ends[1:]]).astype(np.int32) for s, n in zip(starts, lengths)]
+    return Examples(rows, None, np.random.default_rng(2).integers(0, 6, count), np.arange(count))
+
+
+def order(case: Case, examples: Examples) -> list[list[int]]:
+    """The batches of both sides: in random order for training, by length for evaluation."""
+    count = case.batch * (case.steps + WARMUP)
+    rows = np.random.default_rng(3).permutation(len(examples))[:count]
+    if case.what == "eval":
+        # every third of the sorted batches goes first, so that the uncounted ones are like the others
+        rows = rows[np.argsort([len(examples.ids[i]) for i in rows], kind="stable")]
+    batches = [rows[i : i + case.batch].tolist() for i in range(0, count, case.batch)]
+    if case.what == "eval":
+        batches = [batches[i] for i in np.random.default_rng(4).permutation(len(batches))]
+    return batches
+
+
+def work(case: Case, lengths: list[int]) -> float:
+    """GFLOP of all matrix products for real tokens: 2 a weight, and attention; in training 3 times that."""
+    c = bert_config(case)
+    d, f, layers = c.hidden_size, c.intermediate_size, c.num_hidden_layers
+    tokens, squares = sum(lengths), sum(n * n for n in lengths)
+    forward = layers * (2 * (4 * d * d + 2 * d * f) * tokens + 4 * d * squares)
+    return forward * (1 if case.what == "eval" else 3) / 1e9
+
+
+Step = Callable[[float], tuple[float, float]]
+
+
+def timed(one: Callable[[Any], Any], batches: Sequence[Any], started: float) -> tuple[float, float]:
+    """Seconds from `started` to the first step, and of all steps after the uncounted ones."""
+    first = time.time() - started
+    for place, batch in enumerate(batches):
+        if place == WARMUP:
+            begin = time.perf_counter()
+        one(batch)
+    return first, time.perf_counter() - begin
+
+
+def our_model(case: Case) -> BertClassifier:
+    torch.manual_seed(0)
+    model = BertClassifier(bert_config(case))
+    if case.model != "base":
+        checkpoint.load_weights(model.bert, sources.resolve(case.model, say=silent).path)
+    return model
+
+
+def our_step(case: Case, examples: Examples, precision_name: str) -> Step:
+    """minibert as train.py and eval.py run it."""
+    from minibert import fast
+    from minibert.training.loop import assemble, training_step
+
+    precision = choose_precision(precision_name, choose_device())
+    model = our_model(case)
+    if case.what == "eval":
+        fast.speed_up(model.eval())
+
+        @torch.inference_mode()
+        def evaluate(rows: list[int]) -> None:
+            with precision.autocast():
+                fast.logits(model, pack(examples, rows))
+
+        return lambda started: timed(evaluate, order(case, examples), started)
+    config = TrainConfig(batch_size=case.batch, lr=LR)
+    machine = assemble(model, [examples], config, precision, PLANNED)
+    scaler = LossScaler(False)
+
+    def train(rows: list[int]) -> None:
+        batch = machine.make_batch(machine.splits[0], rows)
+        training_step(model, machine.optimizer, [batch], LR, config.clip, precision, scaler)
+
+    return lambda started: timed(train, order(case, examples), started)
+
+
+def run_job(side: str, precision: str) -> dict[str, float]:
+    """The README's main command as a process, or the reference's script for the same job: ms of all of it."""
+    root = Path(__file__).resolve().parent.parent.parent
+    with tempfile.TemporaryDirectory() as folder:
+        ours = ["train.py", "--init", "pretrained", "--model", "minilm-l6", "--lr", "1e-6", "--warmup", "0.1"]
+        ours += ["--precision", precision, "--out", str(Path(folder, "run"))]
+        theirs = ["-m", "minibert.lab.bench_reference", side, precision]
+        begin = time.perf_counter()
+        command = [sys.executable, *(ours if side == "minibert" else theirs)]
+        subprocess.run(command, cwd=root, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        seconds = time.perf_counter() - begin
+    case = CASES["job"]
+    lengths = [len(row) for row in make_examples(case).ids] * TrainConfig().epochs
+    return {"ms": 1e3 * seconds, "tokens": sum(lengths), "gflop": work(case, lengths), "start_seconds": 0.0}
+
+
+def matmul_peak(precision: str) -> float:
+    """GFLOP/s of the best of a few matrix products of BERT's sizes: what this machine can do at all."""
+    best, dtype = 0.0, DTYPES[precision]
+    for m, k, n in ((2048, 768, 3072), (4096, 1536, 384), (2048, 2048, 2048)):
+        x, w = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)
+        for _ in range(12):
+            begin = time.perf_counter()
+            F.linear(x, w)
+            best = max(best, 2 * m * k * n / 1e9 / (time.perf_counter() - begin))
+    return best
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,282 @@
+"""minibert/fast.py: each idea equals model.py as it stands, or draws from the same distribution."""
+
+import copy
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, perturbed
+from torch import nn
+
+from minibert import fast
+from minibert.config import TrainConfig
+from minibert.data import Examples
+from minibert.data.batches import collate, pack
+from minibert.fast import BitDropout, half_weights, logits, speed_up
+from minibert.model import BertClassifier
+from minibert.precision import LossScaler, Precision
+from minibert.training import loop
+from minibert.training.loop import assemble, training_step
+from minibert.training.optimizer import AdamW
+
+CPU = torch.device("cpu")
+FP32, BF16 = Precision("fp32", "", CPU), Precision("bf16", "", CPU)
+DRY = replace(TINY, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, classifier_dropout=0.0)
+LENGTHS = (9, 4, 7, 4, 12, 3, 9)
+KINDS = {
+    "cls": {},
+    "mean": {"pool": "mean"},
+    "deepnorm": {"residual_scale": 1.7},
+    "layerscale": {"branch_gate": "channel"},
+    "rezero, mean": {"branch_gate": "scalar", "pool": "mean"},
+    "prenorm": {"norm_first": True},
+    "one layer": {"num_hidden_layers": 1},
+}
+
+
+def examples(lengths=LENGTHS, types=False):
+    generator = np.random.default_rng(0)
+    ids = [generator.integers(1, TINY.vocab_size, n).astype(np.int32) for n in lengths]
+    kinds = [generator.integers(0, 3, n).astype(np.uint8) for n in lengths] if types else None
+    return Examples(ids, kinds, generator.integers(0, 5, len(lengths)), np.arange(len(lengths)))
+
+
+def classifier(config=DRY, seed=0):
+    torch.manual_seed(seed)
+    return perturbed(BertClassifier(config)).train()
+
+
+# Packed batches
+
+
+def test_a_packed_batch_says_where_everything_lies():
+    data = examples(types=True)
+    batch = pack(data, range(7))
+    by_length = [5, 1, 3, 2, 0, 6, 4]  # those of one length as they came
+    assert batch.input_ids.tolist() == np.concatenate([data.ids[i] for i in by_length]).tolist()
+    assert batch.token_type_ids.tolist() == np.concatenate([data.types[i] for i in by_length]).tolist()
+    assert batch.position_ids.tolist() == [p for i in by_length for p in range(LENGTHS[i])]
+    assert batch.labels.tolist() == data.labels[by_length].tolist()
+    assert [tuple(run) for run in batch.runs] == [(1, 3), (2, 4), (1, 7), (2, 9), (1, 12)]
+    assert batch.first.tolist() == [0, 3, 7, 11, 18, 27, 36]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("types", [False, True])
+def test_packed_is_padded_forward_and_backward(kind, types):
+    data, plain = examples(types=types), classifier(replace(DRY, **KINDS[kind]))
+    quick = speed_up(copy.deepcopy(plain))
+    packed, padded = pack(data, range(7)), collate(data, [5, 1, 3, 2, 0, 6, 4])
+    ours, theirs = logits(quick, packed), plain(*padded[:3])
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert torch.equal(packed.labels, padded.labels)
+    weight = torch.randn(7, 5)
+    (ours * weight).sum().backward()
+    (theirs * weight).sum().backward()
+    for (name, a), b in zip(quick.named_parameters(), plain.parameters()):
+        expected = torch.zeros_like(b) if b.grad is None else b.grad
+        torch.testing.assert_close(a.grad, expected, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_packed_texts_do_not_see_each_other():
+    data, model = examples(), speed_up(classifier())
+    before = logits(model, pack(data, [0, 1]))
+    data.ids[0][3] = data.ids[0][3] % 50 + 60
+    after = logits(model, pack(data, [0, 1]))
+    assert torch.equal(before[0], after[0])  # the shorter one, number 1
+    assert not torch.allclose(before[1], after[1])
+
+
+def test_a_model_that_was_sped_up_takes_padded_batches_as_before():
+    plain = classifier()
+    quick = speed_up(copy.deepcopy(plain))
+    batch = collate(examples(), range(7))
+    assert torch.equal(quick(*batch[:3]), plain(*batch[:3]))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_speeding_up_keeps_rates_and_mode(training):
+    model = speed_up(BertClassifier(TINY).train(training))
+    found = {name: module.p for name, module in model.named_modules() if isinstance(module, BitDropout)}
+    assert found == {
+        "bert.embeddings.dropout": 0.11, "head.dropout": 0.23,
+        "bert.layers.0.attention.dropout": 0.17, "bert.layers.0.dropout": 0.11,
+        "bert.layers.1.attention.dropout": 0.17, "bert.layers.1.dropout": 0.11,
+    }  # fmt: skip
+    assert all(module.training == training for module in model.modules())
+    assert not any(isinstance(module, nn.Dropout) for module in model.modules())
+
+
+# Dropout
+
+
+def kept(rate, shape=(64, 1000), seed=0, calls=1):
+    torch.manual_seed(seed)
+    dropout = BitDropout(rate)
+    out = [dropout(torch.ones(shape)) for _ in range(calls)]
+    return out if calls > 1 else out[0]
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.03, 0.9])
+def test_dropout_keeps_its_share_everywhere_and_scales_the_rest(rate):
+    out = kept(rate)
+    values = out.unique()
+    assert values.tolist() == pytest.approx([0, 1 / (1 - rate)], rel=1e-3)
+    spread = (rate * (1 - rate)) ** 0.5
+    share = (out != 0).double()
+    assert abs(share.mean() - (1 - rate)) < 5 * spread / 64_000**0.5
+    lanes = share.view(-1, 4).mean(dim=0)  # four elements come from each random number
+    assert (lanes - (1 - rate)).abs().max() < 5 * spread / 16_000**0.5
+    assert (share.mean(dim=0) - (1 - rate)).abs().max() < 5.5 * spread / 8  # no column is favoured
+    assert abs(out.mean() - 1) < 5 * spread / (1 - rate) / 64_000**0.5
+
+
+@pytest.mark.parametrize("shift", [1, 2, 4, 1000])
+def test_neighbours_are_independent(shift):
+    flat = (kept(0.5) != 0).double().flatten() - 0.5
+    assert abs((flat[shift:] * flat[:-shift]).mean() * 4) < 5 / 64_000**0.5
+
+
+def test_calls_and_seeds_are_independent_and_a_seed_repeats():
+    one, two = kept(0.5, calls=2)
+    again, _ = kept(0.5, calls=2)
+    other = kept(0.5, seed=1)
+    assert torch.equal(one, again)
+    for mask in (two, other):
+        agree = ((one != 0) == (mask != 0)).double().mean()
+        assert abs(agree - 0.5) < 5 * 0.5 / 64_000**0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_gradient_goes_where_the_value_went(dtype):
+    x = torch.ones(7, 13, dtype=dtype, requires_grad=True)
+    out = BitDropout(0.4)(x)
+    out.sum().backward()
+    assert out.dtype == dtype
+    assert torch.equal(out.detach(), x.grad)
+    assert 0 < (out == 0).sum() < 91
+
+
+def test_no_dropout_is_no_work():
+    x = torch.ones(3)
+    assert BitDropout(0.0)(x) is x
+    assert BitDropout(0.5).eval()(x) is x
+
+
+def test_a_whole_model_under_dropout_has_the_same_distribution():
+    """Mean and spread of the logits over 3,000 draws, packed and with fast dropout against model.py as it stands."""
+    data = examples((8, 8))
+    plain = classifier(TINY)
+    quick = speed_up(copy.deepcopy(plain))
+    ids = torch.from_numpy(np.stack(data.ids)).long()
+    with torch.no_grad():
+        theirs = torch.stack([plain(ids) for _ in range(3000)])
+        ours = torch.stack([logits(quick, pack(data, [0, 1])) for _ in range(3000)])
+    error = ((theirs.var(dim=0) + ours.var(dim=0)) / 3000).sqrt()
+    assert ((theirs.mean(dim=0) - ours.mean(dim=0)) / error).abs().max() < 4.5
+    ratio = ours.std(dim=0) / theirs.std(dim=0)
+    assert (ratio - 1).abs().max() < 5 / (2 * 3000) ** 0.5 * 1.5  # kurtosis is not quite a normal one's
+
+
+# bf16 copies of the matrices
+
+
+def test_copies_give_what_autocast_gives_to_the_bit():
+    plain = speed_up(classifier())
+    half = half_weights(plain, BF16)
+    batch = pack(examples(), range(7))
+    assert set(half) == {n for n, p in plain.named_parameters() if p.dim() == 2 and "embeddings" not in n}
+    with BF16.autocast():
+        ours, theirs = logits(plain, batch, half), logits(plain, batch)
+    assert torch.equal(ours, theirs)
+    ours.float().square().sum().backward()
+    grads = {name: weight.grad.float() for name, weight in half.items()}
+    assert all(plain.get_parameter(name).grad is None for name in half)
+    theirs.float().square().sum().backward()
+    for name, grad in grads.items():
+        assert torch.equal(grad, plain.get_parameter(name).grad), name
+
+
+def test_only_bf16_and_trained_matrices_have_copies():
+    model = classifier()
+    assert half_weights(model, FP32) == {}
+    model.bert.requires_grad_(False)
+    assert list(half_weights(model, BF16)) == ["head.linear.weight"]
+
+
+def test_steps_with_copies_are_steps_without():
+    """Five steps in bf16: every weight and moment as under plain autocast, and the copies follow."""
+    machines = []
+    for accumulate in (1, 2):  # 2: no copies, but the batches below are given whole
+        config = TrainConfig(accumulate=accumulate, batch_size=7)
+        machine = assemble(classifier(), [examples()], config, BF16, 5)
+        assert bool(machine.optimizer.half) == (accumulate == 1)
+        for _ in range(5):
+            batch = machine.make_batch(machine.splits[0], range(7))
+            training_step(machine.model, machine.optimizer, [batch], 1e-3, 1.0, BF16, LossScaler(False))
+        machines.append(machine)
+    one, other = machines
+    for (name, a), b in zip(one.model.named_parameters(), other.model.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7, msg=name)
+    for name, copy_ in one.optimizer.half.items():
+        assert torch.equal(copy_, one.model.get_parameter(name).detach().bfloat16()), name
+
+
+# One pass over the weights
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.parametrize("precision", [FP32, BF16])
+def test_the_compiled_update_is_the_plain_one(precision):
+    wide = replace(DRY, hidden_size=128, intermediate_size=256)  # matrices large enough to go the compiled way
+    models, calls = [classifier(wide), classifier(wide)], []
+    for model, compiled in zip(models, (False, True)):
+        speed_up(model)
+        half = half_weights(model, precision)
+        optimizer = AdamW(model.named_parameters(), weight_decay=0.1, half=half)
+        if compiled:
+            assert optimizer.compile() is None
+            real = optimizer.fused
+            optimizer.fused = lambda *arguments: (calls.append(arguments[0].numel()), real(*arguments))  # noqa: B023
+        for _ in range(4):
+            training_step(model, optimizer, [pack(examples(), range(7))], 1e-3, 1.0, precision, LossScaler(False))
+    assert len(calls) == 4 * 10  # four matrices a layer, the words, the pooler
+    assert min(calls) == 128 * 128
+    for (name, a), b in zip(models[0].named_parameters(), models[1].parameters()):
+        if name.endswith("qkv.bias"):  # the keys' part has no gradient but rounding, which Adam enlarges
+            a, b = (torch.cat([t[:128], t[256:]]) for t in (a, b))
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_without_a_compiler_it_goes_on_and_says_so_once(monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("no C++ compiler\nand much more")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    monkeypatch.setattr(loop, "WORTH_COMPILING", 0)
+    said = []
+    machine = assemble(classifier(), [examples()], TrainConfig(), FP32, 10, None, said.append)
+    assert len(said) == 1
+    assert "no C++ compiler" in said[0]
+    assert "much more" not in said[0]
+    batch = machine.make_batch(machine.splits[0], range(7))
+    assert training_step(machine.model, machine.optimizer, [batch], 1e-3, 1.0, FP32, LossScaler(False)).stepped
+
+
+def test_short_runs_are_not_compiled(monkeypatch):
+    monkeypatch.setattr(AdamW, "compile", lambda self: pytest.fail("compiled"))
+    assemble(classifier(), [examples()], TrainConfig(), FP32, 100)
+    with pytest.raises(pytest.fail.Exception):
+        assemble(classifier(), [examples()], TrainConfig(), FP32, 10**9)
+
+
+def test_cuda_batches_are_padded(monkeypatch):
+    """On other devices than the CPU nothing of this module is used."""
+    monkeypatch.setattr(fast, "speed_up", lambda model: pytest.fail("sped up"))
+    meta = Precision("bf16", "", torch.device("meta"))
+    machine = assemble(BertClassifier(DRY), [examples()], TrainConfig(), meta, 10**9)
+    batch = machine.make_batch(machine.splits[0], [0, 1])
+    assert batch.input_ids.shape == (2, 9)
+    assert machine.optimizer.half == {}
