@@ -1,23 +1,36 @@
-"""python -m minibert fetch | parity"""
+"""python -m minibert fetch | parity | probe"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 
 from minibert.commands import guarded
+from minibert.config import TrainConfig, field_of, flag
+
+# What a probe takes of a run's settings.
+SETTINGS = ("init", "model", "pool", "data", "charset", "encoding", "channels", "steps", "grid_cells", "max_length",
+            "seed")  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m minibert")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="fetch | parity")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="fetch | parity | probe")
     fetch = verbs.add_parser("fetch", help="put a checkpoint into weights/, to be had without a network from then on")
     fetch.add_argument("name", metavar="NAME", help="minilm-l6, bert-base-uncased, or any BERT on the hub")
     parity = verbs.add_parser("parity", help="compare every component with a reference; exit code 1 where one differs")
     parity.add_argument("--model", metavar="NAME_OR_PATH", default="auto", help="as in train.py (default: auto)")
     parity.add_argument("--against", metavar="NAME", help="transformers or formulas (default: the first that is there)")
+    probe = verbs.add_parser("probe", help="look at a network before its first step: signal, gradients, drift")
+    for name in SETTINGS:
+        entry = field_of(name)
+        kind, help = {"int": int}.get(str(entry.type), str), f"{entry.metadata['help']} (default: {entry.default})"
+        probe.add_argument(flag(name), dest=name, metavar="X", type=kind, default=entry.default, help=help)
+    probe.add_argument("--inputs", metavar="N", type=int, default=24, help="training examples (default: %(default)s)")
+    probe.add_argument("--json", action="store_true", help="all figures, and the whole manifest, as JSON")
     given = parser.parse_args(arguments)
-    return {"fetch": run_fetch, "parity": run_parity}[given.verb](given)
+    return {"fetch": run_fetch, "parity": run_parity, "probe": run_probe}[given.verb](given)
 
 
 def run_fetch(given: argparse.Namespace) -> int:
@@ -35,6 +48,15 @@ def run_parity(given: argparse.Namespace) -> int:
     name, rows = parity(source.path, given.against)
     print(f"{source.name} {source.sha256[:12]} beside {name}\n{format_rows(rows)}")
     return 0 if all(row.ok for row in rows) else 1
+
+
+def run_probe(given: argparse.Namespace) -> int:
+    config = TrainConfig(**{name: getattr(given, name) for name in SETTINGS})
+    from minibert.lab.probe import format_probe, probe
+
+    result = probe(config, given.inputs, say=(lambda line: None) if given.json else print)
+    print(json.dumps(result, indent=1) if given.json else format_probe(result))
+    return 0
 
 
 if __name__ == "__main__":
