@@ -211,14 +211,16 @@ def test_other_starts_are_shown_the_same_inputs(config, monkeypatch):
     seen = []
     real = module.choose
     monkeypatch.setattr(module, "choose", lambda *a: seen.append(real(*a)) or seen[-1])
-    probe(config, 8, str)
-    probe(replace(config, init="pretrained", seed="5"), 8, str)
+    probe(config, 32, str)
+    probe(replace(config, init="pretrained", seed="5"), 32, str)
     assert torch.equal(seen[0].input_ids, seen[1].input_ids)
-    assert len({tuple(row) for row in seen[0].input_ids.tolist()}) == 8
+    assert len({tuple(row) for row in seen[0].input_ids.tolist()}) == 32  # the whole split, none of it twice
 
 
 def test_the_screen(config):
-    result = probe(config, 8, str)
+    said = []
+    result = probe(config, 8, said.append)
+    assert ", fp32: " in said[0]  # whatever a run would train in
     shown = format_probe(result)
     assert len(shown.splitlines()) == 2 + len(result["parts"]) + 4
     assert f"{result['drift']['tolerance']:.1e} a weight" in shown

@@ -107,8 +107,7 @@ def look(model: BertClassifier, batch: Batch, manifest: Manifest) -> list[Part]:
     weights = dict(model.named_parameters())
     with recorded(model) as seen:
         loss = F.cross_entropy(model(*batch[:3]), batch.labels)
-    # materialize_grads: what the loss does not reach has a gradient, zero.
-    gradients = dict(zip(weights, torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)))
+    gradients = dict(zip(weights, torch.autograd.grad(loss, list(weights.values()))))
     names: dict[str, list[str]] = {}
     for name in weights:
         names.setdefault(part_of(name), []).append(name)
@@ -226,7 +225,7 @@ def tolerance(model: BertClassifier, batch: Batch) -> dict[str, Any]:
     if start <= BLIND:
         return {"tolerance": 0.0, "curve": [], "rates": {}}
     one_class = F.cross_entropy(logits, torch.zeros_like(batch.labels))
-    gradients = torch.autograd.grad(one_class, list(weights.values()), materialize_grads=True)
+    gradients = torch.autograd.grad(one_class, list(weights.values()))
     curve: dict[float, float] = {}
 
     @torch.no_grad()
