@@ -1,8 +1,8 @@
 """A look at a network before its first step: its weights, what its layers do to real inputs, how much drift it bears.
 
-Drift. Adam moves every weight by about the learning rate a step, however weak the signal. A network that hears little
+Drift. Adam moves every weight by about the learning rate a step, however weak the signal. A network that sees little
 of its input first learns what all inputs share, the answer itself: its first steps agree in direction, and on the way
-it may go deaf to its input for good. The probe walks that way without training: every weight by t times the sign of
+it may go blind to its input for good. The probe walks that way without training: every weight by t times the sign of
 minus the gradient of the loss with one class for all inputs. The tolerance is the largest t that leaves what the head
 reads `SHARE` of its spread over inputs; docs/log.md says how well that foretells real runs.
 """
@@ -37,7 +37,7 @@ HORIZON = 10  # steps: where the spread was lowest in runs that recovered
 AGREEMENT = 0.28  # a weight's mean move in HORIZON steps, as a share of their summed learning rates
 WARMUPS = (0, 15)  # steps, for which a rate is given; with 75 the rate came out too high
 BLIND = 1e-5  # relative spread that is float32 rounding alone
-FINEST, COARSEST = 1e-5, 1.0  # of t; beyond a weight's move of 1 nothing of any start is left
+FINEST, COARSEST = 1e-5, 1.0  # of t: a start that bears less is given about FINEST, one that bears more None
 
 
 @dataclass(frozen=True)
