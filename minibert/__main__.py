@@ -25,7 +25,8 @@ def main(arguments: list[str]) -> int:
     probe = verbs.add_parser("probe", help="look at a network before its first step: signal, gradients, drift")
     for name in SETTINGS:
         entry = field_of(name)
-        kind, help = {"int": int}.get(str(entry.type), str), f"{entry.metadata['help']} (default: {entry.default})"
+        help = entry.metadata["help"] + ("" if entry.default is None else f" (default: {entry.default})")
+        kind = {"int": int}.get(str(entry.type), str)
         probe.add_argument(flag(name), dest=name, metavar="X", type=kind, default=entry.default, help=help)
     probe.add_argument("--inputs", metavar="N", type=int, default=24, help="training examples (default: %(default)s)")
     probe.add_argument("--json", action="store_true", help="all figures, and the whole manifest, as JSON")

@@ -269,6 +269,12 @@ def test_errors_are_one_line(config, words, said):
     assert said in done.stderr
 
 
+def test_help_has_each_default_once():
+    shown = " ".join(run("--help").stdout.split())
+    assert "(default: acc for motion, else all) --steps" in shown
+    assert "(default: pretrained)" in shown
+
+
 def test_a_scheme_that_needs_weights_says_so(config, tiny, tmp_path):
     for name in ("config.json", "vocab.txt"):
         (tmp_path / name).write_bytes((tiny / name).read_bytes())
