@@ -1,4 +1,4 @@
-"""python -m minibert fetch | parity | bench"""
+"""python -m minibert fetch | parity | probe | bench"""
 
 from __future__ import annotations
 
@@ -7,18 +7,30 @@ import json
 import sys
 
 from minibert.commands import guarded
-from minibert.config import PRECISIONS
+from minibert.config import PRECISIONS, TrainConfig, field_of, flag
 from minibert.errors import InputError
+
+# What a probe takes of a run's settings.
+SETTINGS = ("init", "model", "pool", "data", "charset", "encoding", "channels", "steps", "grid_cells", "max_length",
+            "seed")  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m minibert")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="fetch | parity | bench")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="fetch | parity | probe | bench")
     fetch = verbs.add_parser("fetch", help="put a checkpoint into weights/, to be had without a network from then on")
     fetch.add_argument("name", metavar="NAME", help="minilm-l6, bert-base-uncased, or any BERT on the hub")
     parity = verbs.add_parser("parity", help="compare every component with a reference; exit code 1 where one differs")
     parity.add_argument("--model", metavar="NAME_OR_PATH", default="auto", help="as in train.py (default: auto)")
     parity.add_argument("--against", metavar="NAME", help="transformers or formulas (default: the first that is there)")
+    probe = verbs.add_parser("probe", help="look at a network before its first step: signal, gradients, drift")
+    for name in SETTINGS:
+        entry = field_of(name)
+        help = entry.metadata["help"] + ("" if entry.default is None else f" (default: {entry.default})")
+        kind = {"int": int}.get(str(entry.type), str)
+        probe.add_argument(flag(name), dest=name, metavar="X", type=kind, default=entry.default, help=help)
+    probe.add_argument("--inputs", metavar="N", type=int, default=24, help="training examples (default: %(default)s)")
+    probe.add_argument("--json", action="store_true", help="all figures, and the whole manifest, as JSON")
     bench = verbs.add_parser("bench", help="time training and evaluation beside the reference implementation")
     bench.add_argument("--against", choices=("transformers",), default="transformers", help="(the only one so far)")
     bench.add_argument("--cases", metavar="A,B", help="of the names it prints (default: all; job takes minutes)")
@@ -26,7 +38,8 @@ def main(arguments: list[str]) -> int:
     bench.add_argument("--rounds", type=int, default=3, metavar="N", help="turns that the two sides take (default: 3)")
     bench.add_argument("--json", action="store_true", help="all figures as JSON")
     given = parser.parse_args(arguments)
-    return {"fetch": run_fetch, "parity": run_parity, "bench": run_bench}[given.verb](given)
+    run = {"fetch": run_fetch, "parity": run_parity, "probe": run_probe, "bench": run_bench}
+    return run[given.verb](given)
 
 
 def run_fetch(given: argparse.Namespace) -> int:
@@ -44,6 +57,15 @@ def run_parity(given: argparse.Namespace) -> int:
     name, rows = parity(source.path, given.against)
     print(f"{source.name} {source.sha256[:12]} beside {name}\n{format_rows(rows)}")
     return 0 if all(row.ok for row in rows) else 1
+
+
+def run_probe(given: argparse.Namespace) -> int:
+    config = TrainConfig(**{name: getattr(given, name) for name in SETTINGS})
+    from minibert.lab.probe import format_probe, probe
+
+    result = probe(config, given.inputs, say=(lambda line: None) if given.json else print)
+    print(json.dumps(result, indent=1) if given.json else format_probe(result))
+    return 0
 
 
 def run_bench(given: argparse.Namespace) -> int:

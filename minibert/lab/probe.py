@@ -1,0 +1,291 @@
+"""A look at a network before its first step: its weights, what its layers do to real inputs, how much drift it bears.
+
+Drift. Adam moves every weight by about the learning rate a step, however weak the signal. A network that sees little
+of its input first learns what all inputs share, the answer itself: its first steps agree in direction, and on the way
+it may go blind to its input for good. The probe walks that way without training: every weight by t times the sign of
+minus the gradient of the loss with one class for all inputs. The tolerance is the largest t that leaves what the head
+reads `SHARE` of its spread over inputs; docs/log.md says how well that foretells real runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from minibert.config import TrainConfig
+from minibert.data import Examples
+from minibert.data.batches import Batch, collate
+from minibert.errors import InputError
+from minibert.initialization import Manifest
+from minibert.model import BertClassifier
+from minibert.seeds import derive
+from minibert.training.loop import Say, prepare
+from minibert.training.optimizer import linear_schedule
+
+# Read off runs of batch 2 with 12 layers 128 wide, and tried on others (docs/log.md, Probe).
+SHARE = 1 / 3  # of the spread over inputs: of runs that kept more at HORIZON, most recovered; of those with less, none
+HORIZON = 10  # steps: where the spread was lowest in runs that recovered
+AGREEMENT = 0.28  # a weight's mean move in HORIZON steps, as a share of their summed learning rates
+WARMUPS = (0, 15)  # steps, for which a rate is given; with 75 the rate came out too high
+BLIND = 1e-5  # relative spread that is float32 rounding alone
+FINEST, COARSEST = 1e-5, 1.0  # of t: a start that bears less is given about FINEST, one that bears more None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part's weights and what it makes of the inputs. None: it has no such thing.
+
+    Attributes:
+        source: where its tensors come from; sha256: of their hashes in the manifest, one behind the other.
+        mean, std: of all numbers of its matrices.
+        tokens: mean cosine between the tokens of one input. cls, means: between the [CLS], or the mean vectors, of
+            different inputs.
+        activation: mean norm of a token's vector. gradient: norm of the loss's gradient for all its parameters.
+        attention, feed_forward: norm of F(x), with its gate, over that of what it is added to.
+    """
+
+    name: str
+    source: str
+    sha256: str
+    mean: float | None
+    std: float | None
+    gradient: float
+    tokens: float | None = None
+    cls: float | None = None
+    means: float | None = None
+    activation: float | None = None
+    attention: float | None = None
+    feed_forward: float | None = None
+
+
+def probe(config: TrainConfig, inputs: int, say: Say = print) -> dict[str, Any]:
+    """
+    Returns:
+        `init`, `model`, `data`, `pool`, `inputs`, `manifest`, `parts` (see Part), `read` (cosine and relative spread,
+        over inputs, of what the head reads), `logits` (see logit_figures), `drift` (see tolerance).
+
+    Raises:
+        InputError: as training/loop.py's prepare; fewer than 2 inputs, or fewer training examples than that.
+    """
+    if inputs < 2:
+        raise InputError(f"--inputs {inputs}: it must be at least 2, to compare one with another")
+    setup = prepare(replace(config, precision="fp32"), say)
+    model = setup.model.to(setup.precision.device).eval()  # no dropout
+    batch = choose(setup.data.train, inputs, model.config.pad_token_id).to(setup.precision.device)
+    with torch.no_grad():
+        read, logits = forward(model, batch)
+    return {
+        "init": config.init, "model": setup.source.name, "data": setup.data.summary, "pool": config.pool,
+        "inputs": inputs, "manifest": setup.manifest,
+        "parts": [asdict(part) for part in look(model, batch, setup.manifest)],
+        "read": {"cosine": cosine(read).item(), "spread": spread(read)},
+        "logits": logit_figures(logits),
+        "drift": tolerance(model, batch),
+    }  # fmt: skip
+
+
+def choose(examples: Examples, count: int, pad_id: int) -> Batch:
+    """`count` examples by chance, the same for every scheme and seed of the weights."""
+    if count > len(examples):
+        raise InputError(f"--inputs {count}: the training split has {len(examples)}; take fewer")
+    rows = np.random.default_rng(derive(0, "probe")).choice(len(examples), count, replace=False)
+    return collate(examples, rows.tolist(), pad_id)
+
+
+def look(model: BertClassifier, batch: Batch, manifest: Manifest) -> list[Part]:
+    """The embeddings, each layer, what comes behind them; figures of one forward and one backward pass."""
+    real = torch.ones_like(batch.input_ids, dtype=torch.bool) if batch.attention_mask is None else batch.attention_mask
+    weights = dict(model.named_parameters())
+    with recorded(model) as seen:
+        loss = F.cross_entropy(model(*batch[:3]), batch.labels)
+    gradients = dict(zip(weights, torch.autograd.grad(loss, list(weights.values()))))
+    names: dict[str, list[str]] = {}
+    for name in weights:
+        names.setdefault(part_of(name), []).append(name)
+    parts = []
+    for part, own in names.items():
+        matrices = [weights[name].detach().flatten() for name in own if weights[name].dim() >= 2]
+        parts.append(
+            Part(
+                part,
+                source="+".join(sorted({str(manifest[name]["source"]) for name in own})),
+                sha256=hashlib.sha256("".join(str(manifest[name]["sha256"]) for name in own).encode()).hexdigest(),
+                mean=torch.cat(matrices).mean().item() if matrices else None,
+                std=torch.cat(matrices).std(correction=0).item() if matrices else None,
+                gradient=torch.stack([gradients[name].norm() for name in own]).norm().item(),
+                **hidden_figures(seen, part, real),
+            )
+        )
+    return parts
+
+
+def part_of(name: str) -> str:
+    """`bert.layers.0.attention.qkv.weight` -> "layer 1"; else embeddings, norm (behind pre-LN layers), pooler, head."""
+    pieces = name.removeprefix("bert.").split(".")
+    return f"layer {int(pieces[1]) + 1}" if pieces[0] == "layers" else pieces[0]
+
+
+@contextmanager
+def recorded(model: BertClassifier) -> Iterator[dict[tuple[str, str], Tensor]]:
+    """While open, a forward pass leaves {(part, what): its value}, `what` being out, skip or branch of a residual."""
+    seen: dict[tuple[str, str], Tensor] = {}
+    bert, hooks = model.bert, []
+
+    def keep(module: nn.Module, *key: str, scale: float | None = None) -> None:
+        def after(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            seen[key] = (output if scale is None else scale * inputs[0]).detach()
+
+        hooks.append(module.register_forward_hook(after))
+
+    keep(bert.embeddings, "embeddings", "out")
+    keep(bert.norm, "norm", "out")
+    for i, layer in enumerate(bert.layers, 1):
+        keep(layer, f"layer {i}", "out")
+        for branch in ("attention", "feed_forward"):
+            first = getattr(layer, f"{branch}_norm" if layer.norm_first else branch)  # what x meets first
+            keep(first, f"layer {i}", f"{branch} skip", scale=layer.residual_scale)
+            keep(getattr(layer, f"{branch}_gate"), f"layer {i}", f"{branch} branch")
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def hidden_figures(seen: dict[tuple[str, str], Tensor], part: str, real: Tensor) -> dict[str, float]:
+    """Part's figures of hidden states: (B, S, D) values in `seen`, real (B, S) bool."""
+    if (part, "out") not in seen:
+        return {}
+    x = seen[part, "out"]
+    figures = {
+        "tokens": torch.stack([cosine(tokens[own]) for tokens, own in zip(x, real)]).mean().item(),
+        "cls": cosine(x[:, 0]).item(),
+        "means": cosine(torch.stack([tokens[own].mean(dim=0) for tokens, own in zip(x, real)])).item(),
+        "activation": x[real].norm(dim=-1).mean().item(),
+    }
+    for branch in ("attention", "feed_forward"):
+        if (part, f"{branch} skip") in seen:
+            added, skip = (seen[part, f"{branch} {what}"][real].norm() for what in ("branch", "skip"))
+            figures[branch] = (added / skip).item()
+    return figures
+
+
+def forward(model: BertClassifier, batch: Batch) -> tuple[Tensor, Tensor]:
+    """What the head reads (B, D), and its logits (B, C)."""
+    read = model.bert(*batch[:3])[1]
+    return read, model.head(read)
+
+
+def cosine(vectors: Tensor) -> Tensor:
+    """(n, D) -> the mean cosine of all pairs of different rows."""
+    n = len(vectors)
+    total = F.normalize(vectors.double(), dim=1).sum(dim=0)  # its square: all pairs, and n ones
+    return (total @ total - n) / (n * (n - 1))
+
+
+def spread(vectors: Tensor) -> float:
+    """(n, D) -> the rows' root mean square distance from their mean, as a share of their root mean square norm.
+
+    0: all alike. Where it is small, the mean cosine is about 1 - spread^2.
+    """
+    vectors = vectors.double()
+    return ((vectors - vectors.mean(dim=0)).norm() / vectors.norm().clamp(min=1e-300)).item()
+
+
+def logit_figures(logits: Tensor) -> dict[str, float]:
+    """(B, C) -> `spread`: how far an input's logits are from the mean input's, `offset`: how far that one's are apart.
+
+    Root mean squares; less each input's mean over the classes, which softmax does not see.
+    """
+    logits = logits.double() - logits.double().mean(dim=1, keepdim=True)
+    offset = logits.mean(dim=0)
+    return {"spread": (logits - offset).pow(2).mean().sqrt().item(), "offset": offset.pow(2).mean().sqrt().item()}
+
+
+def tolerance(model: BertClassifier, batch: Batch) -> dict[str, Any]:
+    """How far all weights of the encoder can go towards one answer before what the head reads has lost its spread.
+
+    Returns:
+        `tolerance`: the largest t that leaves `SHARE` of the spread, to 9 %; 0 where there is none at the start, None
+        where t = `COARSEST` still does. `curve`: the pairs of t and share that were tried, by t. `rates`: for warmups
+        of so many steps, the learning rate from which a run is expected to give one answer for all.
+    """
+    weights = dict(model.bert.named_parameters())
+    read, logits = forward(model, batch)
+    start = spread(read.detach())
+    if start <= BLIND:
+        return {"tolerance": 0.0, "curve": [], "rates": {}}
+    one_class = F.cross_entropy(logits, torch.zeros_like(batch.labels))
+    gradients = torch.autograd.grad(one_class, list(weights.values()))
+    curve: dict[float, float] = {}
+
+    @torch.no_grad()
+    def share(t: float) -> float:
+        moved = {name: torch.sub(w, g.sign(), alpha=t) for (name, w), g in zip(weights.items(), gradients)}
+        curve[t] = spread(functional_call(model.bert, moved, tuple(batch[:3]))[1]) / start
+        return curve[t]
+
+    t = 2.0**-10
+    if share(t) > SHARE:
+        while t < COARSEST and share(2 * t) > SHARE:
+            t *= 2
+    else:
+        while t > FINEST and share(t / 2) <= SHARE:
+            t /= 2
+        t /= 2
+    found = None
+    if t < COARSEST:
+        for step in (2**0.5, 2**0.25, 2**0.125):  # t is enough, 2 t too much
+            if share(t * step) > SHARE:
+                t *= step
+        found = t
+    rates = {} if found is None else {str(warmup): highest_rate(found, warmup) for warmup in WARMUPS}
+    return {"tolerance": found, "curve": sorted(curve.items()), "rates": rates}
+
+
+def highest_rate(tolerance: float, warmup: int) -> float:
+    """The rate behind `warmup` steps whose first `HORIZON` steps move the weights by `tolerance`."""
+    total = 10**6  # steps; the decay is not felt in the first few of a run
+    return tolerance / AGREEMENT / sum(linear_schedule(step, total, warmup) for step in range(HORIZON))
+
+
+def format_probe(result: dict[str, Any]) -> str:
+    """The screen that `python -m minibert probe` shows."""
+    lines = [
+        "            matrices                            mean cosine between    norm of            branch / skip",
+        "            from           mean     std  hash   tokens  [CLS]s  means    token  gradient  attention  feed-fwd",
+    ]
+    for part in result["parts"]:
+        figures = (
+            (part["mean"], 8, ".0e"), (part["std"], 6, ".4f"), (part["sha256"][:5], 5, ""), (part["tokens"], 6, ".3f"),
+            (part["cls"], 6, ".3f"), (part["means"], 5, ".3f"), (part["activation"], 7, ".2f"),
+            (part["gradient"], 8, ".1e"), (part["attention"], 9, ".3f"), (part["feed_forward"], 8, ".3f"),
+        )  # fmt: skip
+        cells = (f"{'-' if value is None else format(value, form):>{width}}" for value, width, form in figures)
+        lines.append(f"{part['name']:<10}  {part['source']:<10}" + "  ".join(cells))
+    read, logits, drift = result["read"], result["logits"], result["drift"]
+    what = "[CLS]" if result["pool"] == "cls" else "the mean"
+    lines.append(f"the head reads {what}: cosine between inputs {read['cosine']:.5f}, spread {read['spread']:.2g}")
+    lines.append(f"logits: {logits['spread']:.2g} apart over inputs, {logits['offset']:.2g} off together")
+    return "\n".join(lines + drift_lines(drift))
+
+
+def drift_lines(drift: dict[str, Any]) -> list[str]:
+    if drift["tolerance"] == 0:
+        return ["drift: blind at the start, all inputs look alike to the head; there is no spread to lose"]
+    if drift["tolerance"] is None:
+        return [f"drift: all weights can go {COARSEST:g} towards one answer, and the head still sees its input"]
+    rates = ", ".join(f"{rate:.1e} (warmup {warmup})" for warmup, rate in drift["rates"].items())
+    return [
+        f"drift: {drift['tolerance']:.1e} a weight towards one answer leaves {SHARE:.0%} of the spread",
+        f"at batch 2 expect one answer for all, with [CLS] often earlier, from lr {rates}",
+    ]
