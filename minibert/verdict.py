@@ -85,7 +85,7 @@ def judge(logits: Tensor, pooled: Tensor, labels: np.ndarray, shut: bool = False
     blind = cosine is not None and (cosine > BLIND or (cosine > ALIKE and spread < FLAT * offset))
     constant = predicted.max().item() >= ONE_ANSWER and excess.mean().item() >= 0
     name = NOT_YET
-    if class_entropy > 0 and (ahead or above):
+    if ahead or above:
         name = LEARNING
     elif class_entropy > 0 and constant and blind and not shut:
         name = COLLAPSED

@@ -116,6 +116,7 @@ BAD = {
     "unknown channel": (["--channels", "acc-q"], "no channel 'acc-q'"),
     "unknown scheme": (["--init", "xavierr"], "known: pretrained, random"),
     "layer out of bounds": (["--init", "reinit:3"], "layers 1 to 2; write reinit:K with K from 1 to 2"),
+    "epochs of self-mlm": (["--init", "self-mlm:0"], "write self-mlm:E with a whole number of epochs from 1"),
     "no such model": (["--model", "./nowhere"], "no such folder"),
     "dropout": (["--dropout", "0.1,0.2"], "HIDDEN,ATTENTION,HEAD"),
     "stop": (["--stop-on-collapse", "-1"], "--stop-on-collapse -1: it must be a whole number of at least 0"),

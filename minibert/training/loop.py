@@ -20,12 +20,13 @@ from minibert.data.batches import Batch, collate
 from minibert.errors import InputError
 from minibert.evaluation import predict, report
 from minibert.files import write_json
-from minibert.initialization import Manifest, find_scheme, initialize, layer_config, summary
+from minibert.initialization import Manifest, find_scheme, initialize, layer_config, read_argument, summary
 from minibert.model import BertClassifier
 from minibert.precision import LossScaler, Precision, choose_device, choose_precision
 from minibert.seeds import Seeds, derive
 from minibert.tokenizer import Tokenizer
 from minibert.training import run
+from minibert.training.mlm import self_mlm
 from minibert.training.optimizer import AdamW, linear_schedule, warmup_steps
 from minibert.training.progress import Progress, duration
 from minibert.training.rows import OccurringRows
@@ -48,7 +49,7 @@ class Setup:
 
 
 def prepare(config: TrainConfig, say: Say = print) -> Setup:
-    """Settings -> checkpoint, data and initialized model, on the CPU. Writes nothing.
+    """Settings -> checkpoint, data and initialized model, on the CPU. Writes nothing but the cache.
 
     Raises:
         InputError: something that the settings name cannot be used.
@@ -62,13 +63,17 @@ def prepare(config: TrainConfig, say: Say = print) -> Setup:
     check_vocabulary(tokenizer, bert_config.vocab_size, source.name)
     data = load_dataset(config, tokenizer, bert_config.max_position_embeddings)
     say(f"data: {data.summary}")
+    learned = None
+    if config.init.startswith("self-mlm"):
+        (epochs,) = read_argument(config.init, bert_config)
+        learned = self_mlm(bert_config, data.train, tokenizer, int(epochs), precision, say)
     hidden, attention, head = config.dropout_rates()
     bert_config = replace(
         bert_config, num_labels=len(data.labels), pool=config.pool, hidden_dropout_prob=hidden,
         attention_probs_dropout_prob=attention, classifier_dropout=head,
     )  # fmt: skip
     model = BertClassifier(bert_config)
-    manifest = initialize(model, config.init, source.path, Seeds.parse(config.seed))
+    manifest = initialize(model, config.init, source.path, Seeds.parse(config.seed), learned)
     say(f"start: {config.init} ({source.name} {source.sha256[:12]}): {summary(manifest)}")
     absolute = {"model": str(source.path.resolve()) if Path(config.model).is_dir() else source.name}
     if config.data not in BUNDLED and Path(config.data).exists():
