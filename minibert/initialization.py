@@ -201,6 +201,7 @@ class Scheme:
     needs_weights: bool = True  # False: of the checkpoint only config.json is read
     argument: str = ""  # how it is written behind the colon: "K", "I-J", "G", "E"
     layer: Callable[[int], dict[str, float | str | bool]] = lambda count: {}  # N -> the config's fields that it changes
+    learns: bool = False  # True: it takes tensors that were trained for it
 
 
 SCHEMES = {
@@ -217,7 +218,7 @@ SCHEMES = {
     "shuffle": Scheme(shuffle),
     "permute-layers": Scheme(permute_layers),
     "moments": Scheme(moments),
-    "self-mlm": Scheme(self_mlm, False, "E"),
+    "self-mlm": Scheme(self_mlm, False, "E", learns=True),
     "deepnorm": Scheme(deepnorm, False, layer=lambda count: {"residual_scale": (2 * count) ** 0.25}),
     # Admin in closed form (Liu et al. 2020, arXiv:2004.08249, with all branches of equal variance): 2.601 at N = 12.
     "admin": Scheme(
@@ -314,7 +315,7 @@ def initialize(
         ValueError: `learned` is missing.
     """
     argument = read_argument(scheme, model.config)
-    if find_scheme(scheme)[0].apply is self_mlm and learned is None:
+    if find_scheme(scheme)[0].learns and learned is None:
         raise ValueError(f"{scheme} starts from tensors that training.mlm.self_mlm gives; pass them as `learned`")
     with torch.no_grad():
         start = Start(model.bert, checkpoint, stream(seeds.encoder, "encoder"), argument, learned or {})

@@ -64,7 +64,7 @@ def prepare(config: TrainConfig, say: Say = print) -> Setup:
     data = load_dataset(config, tokenizer, bert_config.max_position_embeddings)
     say(f"data: {data.summary}")
     learned = None
-    if config.init.startswith("self-mlm"):
+    if scheme.learns:
         (epochs,) = read_argument(config.init, bert_config)
         learned = self_mlm(bert_config, data.train, tokenizer, int(epochs), precision, say)
     hidden, attention, head = config.dropout_rates()
