@@ -21,6 +21,7 @@ LEARNING, COLLAPSED, NOT_YET = "learning", "collapsed", "not yet"
 SURE = 2.0  # standard errors: by chance in 1 of 44 epochs
 FEW = 8  # examples, below which a standard error taken from them means nothing
 LOSS_MARGIN = 0.02  # of the class entropy: a random start can lie below it by chance, but hardly by more than 1 %
+LEVEL = 0.001  # of the class entropy: where the classes are even, what is left of a blind network's spread wobbles so
 ONE_ANSWER = 0.99  # share of the commonest prediction
 # Measured on the motion data. Random starts, 2x64 to 12x256, head on [CLS]: 1 - cosine from 7e-6 (layerscale:0.1) to
 # 2e-1, spread from 0.8 % of the offset up; one at 7e-5 and 0.8 % learned within 100 steps. Collapsed by lr 1e-3 or
@@ -78,12 +79,13 @@ def judge(logits: Tensor, pooled: Tensor, labels: np.ndarray, shut: bool = False
     # Example by example against the best constant answer, so that what both find hard cancels.
     excess = F.cross_entropy(logits, target, reduction="none") + true.log()[target]
     error = excess.std().item() / math.sqrt(n) if n >= FEW else math.inf
-    ahead = -excess.mean().item() > max(SURE * error, LOSS_MARGIN * class_entropy)
+    gain = -excess.mean().item()
+    ahead = gain > max(SURE * error, LOSS_MARGIN * class_entropy)
     accuracy = (guess == target).double().mean().item()
     above = accuracy - majority > SURE * math.sqrt(majority * (1 - majority) / n)
 
     blind = cosine is not None and (cosine > BLIND or (cosine > ALIKE and spread < FLAT * offset))
-    constant = predicted.max().item() >= ONE_ANSWER and excess.mean().item() >= 0
+    constant = predicted.max().item() >= ONE_ANSWER and gain <= LEVEL * class_entropy
     name = NOT_YET
     if ahead or above:
         name = LEARNING

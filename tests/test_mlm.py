@@ -105,6 +105,12 @@ def test_the_result_hangs_on_nothing_but_its_inputs(tokenizer):
     assert not equal(one, learn(TINY, texts(tokenizer, first=30), tokenizer, 1, FAST, FP32, str))
 
 
+def test_dropout_is_on(tokenizer):
+    dry = replace(TINY, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    one, two = (learn(config, texts(tokenizer), tokenizer, 1, FAST, FP32, str) for config in (TINY, dry))
+    assert not equal(one, two)
+
+
 def test_words_that_never_occur_are_only_decayed(tokenizer):
     from minibert.initialization import draw, stream
     from minibert.model import Bert
@@ -136,6 +142,7 @@ def test_the_result_is_kept_and_taken(tokenizer, cache, monkeypatch):
             replace(TINY, pool="mean"), replace(split, labels=split.labels + 1), tokenizer, 2, FP32, said.append
         )
     assert equal(first, again)
+    assert equal(first, learn(replace(TINY, pool="mean"), split, tokenizer, 2, Recipe(), FP32, str))
     (file,) = cache.iterdir()
     assert said[-1].endswith(f"are in the cache, {file}")
 

@@ -81,6 +81,8 @@ def test_collapsed_gives_one_answer_and_no_better_loss():
     two[1] = OFFSET
     assert judge(two, ONE_VECTOR, LABELS).name == "collapsed"
     assert judge(logits(0.0, signal=0.02), ONE_VECTOR, LABELS).name == "collapsed"  # 1.13 where a constant has 1.10
+    wobble = 1e-4 * torch.nn.functional.one_hot(torch.from_numpy(LABELS), 3) + torch.tensor([2e-4, 0, 0])
+    assert judge(wobble, ONE_VECTOR, LABELS).name == "collapsed"  # 1e-4 nats below, by what rounding left of the inputs
     better = torch.zeros(120, 3) + logits(0.0, signal=0.01) - OFFSET
     better[:, 0] += 0.02
     assert judge(better, ONE_VECTOR, LABELS).name == "not yet"  # one answer, yet below: something still goes through
