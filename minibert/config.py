@@ -49,6 +49,7 @@ class TrainConfig:
     weight_decay: float = setting(0.01, "training", "decoupled decay, on matrices only")
     clip: float = setting(1.0, "training", "largest global norm of the gradient; 0: no clipping")
     bias_correction: bool = setting(True, "training", "Adam's; without it, as the first BERT code, steps start larger")
+    stop_on_collapse: int = setting(0, "training", "end after this many collapsed epochs in a row; 0: never")
     precision: str = setting(
         "auto", "training", "auto: bf16 or fp16 where the hardware is fast at it", choices=PRECISIONS
     )
@@ -59,8 +60,8 @@ class TrainConfig:
     out: str | None = setting(None, "run", "folder of the run (default: runs/DATE-INIT)")
 
     def __post_init__(self) -> None:
-        for name in ("max_length", "steps", "grid_cells", "epochs", "batch_size", "accumulate"):
-            at_least = 3 if name == "max_length" else 1
+        for name in ("max_length", "steps", "grid_cells", "epochs", "batch_size", "accumulate", "stop_on_collapse"):
+            at_least = {"max_length": 3, "stop_on_collapse": 0}.get(name, 1)
             value = getattr(self, name)
             check(self, name, value == int(value) and value >= at_least, f"a whole number of at least {at_least}")
         for name in ("encoding", "pool", "precision"):

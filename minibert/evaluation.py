@@ -1,8 +1,9 @@
-"""What a classifier got right: accuracy, loss, macro-F1, per class, and the majority class beside them."""
+"""What a classifier got right: accuracy, loss, macro-F1, per class, the majority class beside them, and a verdict."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,39 +14,51 @@ from minibert.data import Examples
 from minibert.data.batches import collate, pack
 from minibert.model import BertClassifier
 from minibert.precision import Precision
+from minibert.verdict import is_shut, judge
 
 BATCH = 64
 
 
+class Outputs(NamedTuple):
+    """What a model makes of n examples: float32 on the CPU, in their order."""
+
+    logits: Tensor  # (n, C)
+    pooled: Tensor  # (n, D), what the head read
+    shut: bool  # all branches gated off, see verdict.is_shut
+
+
 @torch.no_grad()
-def predict(model: BertClassifier, examples: Examples, precision: Precision, pad_id: int = 0) -> Tensor:
-    """Logits (n, C), float32 on the CPU, in the order of `examples`. Batches by length, so that little is padded."""
+def predict(model: BertClassifier, examples: Examples, precision: Precision, pad_id: int = 0) -> Outputs:
+    """The logits of all `examples`, and the vectors behind them. Batches by length, so that little is padded."""
     was_training = model.training
     model.eval()
     order = np.argsort([len(row) for row in examples.ids], kind="stable")
-    parts = []
+    parts: list[tuple[Tensor, Tensor]] = []
     for rows in np.split(order, range(BATCH, len(order), BATCH)):
         with precision.autocast():
             if fast.takes_packed(model):
-                parts.append(fast.logits(model, pack(examples, rows)).float())
+                pooled = fast.pooled(model, pack(examples, rows))
             else:
-                parts.append(model(*collate(examples, rows, pad_id).to(precision.device)[:3]).float().cpu())
+                pooled = model.bert(*collate(examples, rows, pad_id).to(precision.device)[:3])[1]
+            parts.append((model.head(pooled).float().cpu(), pooled.float().cpu()))
     model.train(was_training)
-    logits = torch.cat(parts)
-    logits[order.copy()] = logits.clone()
-    return logits
+    back = np.argsort(order)
+    logits, vectors = (torch.cat(part)[back] for part in zip(*parts))
+    return Outputs(logits, vectors, is_shut(model.bert))
 
 
-def report(logits: Tensor, labels: np.ndarray, names: list[str]) -> dict[str, Any]:
+def report(outputs: Outputs, labels: np.ndarray, names: list[str]) -> dict[str, Any]:
     """
     Args:
-        logits: (n, C); labels: (n,) in 0 .. C - 1; names: C.
+        outputs: of n examples; labels: (n,) in 0 .. C - 1; names: C.
 
     Returns:
         n, accuracy, loss (mean cross-entropy per example), macro_f1 (over the classes that occur or are predicted),
         majority (the accuracy of always saying the commonest class, so no constant answer is better) and its class,
-        `classes` {name: precision, recall, f1, support} and `confusion`, a row a true class, a column a predicted one.
+        `classes` {name: precision, recall, f1, support}, `confusion`, a row a true class, a column a predicted one, and
+        `verdict`, the fields of a `Verdict`.
     """
+    logits = outputs.logits
     count = len(names)
     target = torch.from_numpy(labels)
     guess = logits.argmax(dim=1).numpy()
@@ -72,6 +85,7 @@ def report(logits: Tensor, labels: np.ndarray, names: list[str]) -> dict[str, An
             for i, name in enumerate(names)
         },
         "confusion": confusion.tolist(),
+        "verdict": asdict(judge(*outputs[:2], labels, outputs.shut)),
     }
 
 
@@ -92,4 +106,11 @@ def format_report(title: str, result: dict[str, Any]) -> str:
             f"  {name:<{width}}  {figures['precision']:9.3f}  {figures['recall']:6.3f}  {figures['support']:7,}"
             f"  {i + 1:>12} " + "".join(f"{value:>{cell}}" for value in row)
         )
+    verdict = result["verdict"]
+    cosine = "-" if verdict["cosine"] is None else f"{verdict['cosine']:.6f}"
+    lines.append(
+        f"  {verdict['name']}: loss of the best constant answer {verdict['class_entropy']:.3f}, predicted classes have"
+        f" entropy {verdict['prediction_entropy']:.3f}, the commonest {verdict['top_share']:.3f}; cosine between inputs"
+        f" {cosine}, logits spread {verdict['spread']:.2g}"
+    )
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 model.py as it stands; docs/log.md has what each saves.
 
 1. `BitDropout`: dropout masks of 15 random bits an element. torch draws them one number at a time.
-2. `logits` of a packed batch: no padding is computed, and of the last layer only what the head reads.
+2. `pooled` of a packed batch: no padding is computed, and of the last layer only what the head reads.
 3. `half_weights`: bf16 copies of the matrices that the optimizer keeps up to date, in place of a cast in every step.
 
 Two more stand in training/: rows.py (only the words that occur) and optimizer.py (one pass over the weights).
@@ -79,30 +79,35 @@ def takes_packed(model: BertClassifier) -> bool:
     return model.bert.layers[0].attention.attend is attend_packed
 
 
+def pooled(model: BertClassifier, batch: PackedBatch) -> Tensor:
+    """What the head reads of each text, (B, D), from a model that `speed_up` has seen."""
+    bert, runs, cls = model.bert, batch.runs, model.config.pool == "cls"
+    x = bert.embeddings(batch.input_ids, batch.token_type_ids, batch.position_ids)  # (T, D)
+    for layer in bert.layers[:-1]:
+        x = layer(x, runs)
+    # BERT's head reads [CLS] alone: one token a text of the last layer, 14 % less to multiply in a 6x384 BERT.
+    x = bert.norm(bert.layers[-1](x, runs, batch.first if cls else None))  # (B or T, D)
+    if cls:
+        return bert.pooler(x[:, None])
+    parts = x.split([run.texts * run.length for run in runs])
+    return torch.cat([bert.pooler(part.unflatten(0, (run.texts, -1))) for run, part in zip(runs, parts)])
+
+
 class Packed(nn.Module):
-    """A classifier that `speed_up` has seen, as a function of packed batches."""
+    """A classifier as a function of packed batches."""
 
     def __init__(self, model: BertClassifier) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        bert, runs = self.model.bert, batch.runs
-        x = bert.embeddings(batch.input_ids, batch.token_type_ids, batch.position_ids)  # (T, D)
-        for layer in bert.layers[:-1]:
-            x = layer(x, runs)
-        # BERT's head reads [CLS] alone: of the last layer one token a text, 14 % less to multiply in a 6x384 BERT
-        x = bert.norm(bert.layers[-1](x, runs, batch.first if bert.config.pool == "cls" else None))
-        parts = [x] if bert.config.pool == "cls" else x.split([run.texts * run.length for run in runs])
-        texts = [len(x)] if bert.config.pool == "cls" else [run.texts for run in runs]
-        pooled = [bert.pooler(part.unflatten(0, (count, -1))) for part, count in zip(parts, texts)]
-        return self.model.head(torch.cat(pooled))
+        return self.model.head(pooled(self.model, batch))
 
 
 def logits(model: BertClassifier, batch: PackedBatch, half: dict[str, Tensor] | None = None) -> Tensor:
     """What model.forward gives for the same texts, (B, C), with the matrices of `half` in place of the model's."""
     if not half:
-        return Packed(model)(batch)
+        return model.head(pooled(model, batch))
     return functional_call(Packed(model), {f"model.{name}": weight for name, weight in half.items()}, (batch,))
 
 

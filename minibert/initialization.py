@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,19 +21,22 @@ from minibert.errors import InputError
 from minibert.model import Bert, BertClassifier, BertConfig, init_weights
 from minibert.seeds import Seeds, derive
 
-# name of a tensor -> {"source": pretrained, permuted or drawn; "mean", "std", "sha256"}
+# name of a tensor -> {"source": pretrained, permuted, drawn or self-mlm; "mean", "std", "sha256"}
 Manifest = dict[str, dict[str, str | float]]
 Origins = dict[str, str]  # name of a tensor of the encoder -> its source
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a scheme gets: the encoder to fill, a checkpoint's folder, a stream of random numbers, its own argument."""
+    """What a scheme gets: the encoder to fill, a checkpoint's folder, a stream of random numbers, its own argument, and
+    the tensors that were trained for it.
+    """
 
     bert: Bert
     checkpoint: Path
     generator: torch.Generator
     argument: tuple[float, ...]
+    learned: Mapping[str, Tensor]
 
 
 def pretrained(start: Start) -> Origins:
@@ -155,6 +158,17 @@ def moments(start: Start) -> Origins:
     return dict.fromkeys(start.bert.state_dict(), "drawn")
 
 
+def self_mlm(start: Start) -> Origins:
+    """Masked-language-model training on the task's own training texts (Krishna et al. 2022, arXiv:2209.14389), which
+    training/mlm.py does; the pooler, which it does not reach, as random.
+    """
+    origins = random(start)
+    for name, tensor in start.learned.items():
+        start.bert.get_parameter(name).copy_(tensor)
+        origins[name] = "self-mlm"
+    return origins
+
+
 def deepnorm(start: Start) -> Origins:
     """LN(a x + F(x)) with a = (2N)^(1/4); V, W_O and both feed-forward matrices Xavier with gain (8N)^(-1/4), Q and K
     with gain 1 (Wang et al. 2022, arXiv:2203.00555, for an encoder alone). Embeddings and pooler as random.
@@ -185,8 +199,9 @@ def gated(start: Start) -> Origins:
 class Scheme:
     apply: Callable[[Start], Origins]
     needs_weights: bool = True  # False: of the checkpoint only config.json is read
-    argument: str = ""  # how it is written behind the colon: "K", "I-J", "G"
+    argument: str = ""  # how it is written behind the colon: "K", "I-J", "G", "E"
     layer: Callable[[int], dict[str, float | str | bool]] = lambda count: {}  # N -> the config's fields that it changes
+    learns: bool = False  # True: it takes tensors that were trained for it
 
 
 SCHEMES = {
@@ -203,6 +218,7 @@ SCHEMES = {
     "shuffle": Scheme(shuffle),
     "permute-layers": Scheme(permute_layers),
     "moments": Scheme(moments),
+    "self-mlm": Scheme(self_mlm, False, "E", learns=True),
     "deepnorm": Scheme(deepnorm, False, layer=lambda count: {"residual_scale": (2 * count) ** 0.25}),
     # Admin in closed form (Liu et al. 2020, arXiv:2004.08249, with all branches of equal variance): 2.601 at N = 12.
     "admin": Scheme(
@@ -234,7 +250,8 @@ def forms() -> list[str]:
 
 
 def read_argument(text: str, config: BertConfig) -> tuple[float, ...]:
-    """The numbers of "reinit:K" (1 to N), "layers:I-J" (1 <= I <= J <= N) and "layerscale:G" (0 to 1).
+    """The numbers of "reinit:K" (1 to N), "layers:I-J" (1 <= I <= J <= N), "layerscale:G" (0 to 1) and "self-mlm:E"
+    (from 1 on).
 
     Raises:
         InputError: out of bounds, or another form.
@@ -257,6 +274,10 @@ def read_argument(text: str, config: BertConfig) -> tuple[float, ...]:
         except ValueError:
             pass
         raise InputError(f"--init {text}: write layerscale:G with G from 0 to 1, such as layerscale:0.1")
+    if scheme.argument == "E":
+        if argument.isdecimal() and int(argument) >= 1:
+            return (int(argument),)
+        raise InputError(f"--init {text}: write self-mlm:E with a whole number of epochs from 1, such as self-mlm:10")
     raise InputError(
         f"--init {text}: this model has layers 1 to {count}; write "
         + (f"reinit:K with K from 1 to {count}" if scheme.argument == "K" else f"layers:I-J, such as layers:1-{count}")
@@ -275,23 +296,29 @@ def layer_config(scheme: str, config: BertConfig) -> BertConfig:
     return replace(config, **find_scheme(scheme)[0].layer(config.num_hidden_layers))
 
 
-def initialize(model: BertClassifier, scheme: str, checkpoint: Path, seeds: Seeds) -> Manifest:
+def initialize(
+    model: BertClassifier, scheme: str, checkpoint: Path, seeds: Seeds, learned: Mapping[str, Tensor] | None = None
+) -> Manifest:
     """Give every tensor of `model` its start, in place.
 
     Args:
         scheme: as --init; `model` was built with its `layer_config`.
         checkpoint: the folder of a checkpoint with the model's own sizes.
         seeds: `encoder` and `head` are used.
+        learned: the tensors that "self-mlm" takes, and it alone: `training.mlm.self_mlm` trains them.
 
     Returns:
         The manifest: for each tensor its source, mean, standard deviation and hash.
 
     Raises:
         InputError: an unknown scheme or layer, or a checkpoint that does not fit (see load_weights).
+        ValueError: `learned` is missing.
     """
     argument = read_argument(scheme, model.config)
+    if find_scheme(scheme)[0].learns and learned is None:
+        raise ValueError(f"{scheme} starts from tensors that training.mlm.self_mlm gives; pass them as `learned`")
     with torch.no_grad():
-        start = Start(model.bert, checkpoint, stream(seeds.encoder, "encoder"), argument)
+        start = Start(model.bert, checkpoint, stream(seeds.encoder, "encoder"), argument, learned or {})
         origins = find_scheme(scheme)[0].apply(start)
         draw(model.head, model.config.initializer_range, stream(seeds.head, "head"))
     manifest: Manifest = {}

@@ -54,9 +54,10 @@ def test_from_training_to_the_report(tiny, texts, tmp_path):
     assert len(re.findall(r"^ +[12] +\d\.\d{3} +\d\.\d{3} ", trained.stdout, re.MULTILINE)) == 2
     shown = run("eval.py", out, "--predictions", str(tmp_path / "p.csv")).stdout
     assert re.search(r"^test +accuracy \d\.\d{3}", shown, re.MULTILINE)
+    assert len(re.findall("^  (learning|not yet): loss of the best constant answer 0.693", shown, re.MULTILINE)) == 2
     as_json = json.loads(run("eval.py", out, "--json").stdout)
     assert set(as_json) == {"val", "test"}
-    assert {"accuracy", "loss", "macro_f1", "majority"} <= set(as_json["test"])
+    assert {"accuracy", "loss", "macro_f1", "majority", "verdict"} <= set(as_json["test"])
     assert (tmp_path / "p.csv").read_text().count("\n") == 21
     again = run("train.py", "--data", str(texts), "--model", str(tiny), "--out", out, check=False)
     assert again.returncode == 2
@@ -115,8 +116,10 @@ BAD = {
     "unknown channel": (["--channels", "acc-q"], "no channel 'acc-q'"),
     "unknown scheme": (["--init", "xavierr"], "known: pretrained, random"),
     "layer out of bounds": (["--init", "reinit:3"], "layers 1 to 2; write reinit:K with K from 1 to 2"),
+    "epochs of self-mlm": (["--init", "self-mlm:0"], "write self-mlm:E with a whole number of epochs from 1"),
     "no such model": (["--model", "./nowhere"], "no such folder"),
     "dropout": (["--dropout", "0.1,0.2"], "HIDDEN,ATTENTION,HEAD"),
+    "stop": (["--stop-on-collapse", "-1"], "--stop-on-collapse -1: it must be a whole number of at least 0"),
     "seed": (["--seed", "x"], "--seed"),
     "resume and more": (["--resume", "runs/x", "--epochs", "3"], "leave out --epochs"),
     "resume nowhere": (["--resume", "runs/nowhere"], "no such folder"),

@@ -26,6 +26,7 @@ from minibert.errors import InputError
         ("bias_correction", True),
         ("data", "motion"),
         ("encoding", "levels"),
+        ("stop_on_collapse", 0),
         ("steps", 16),
         ("channels", None),
         ("seed", "0"),
@@ -73,6 +74,8 @@ def test_flags_are_spelled_with_dashes():
         {"epochs": 1},
         {"batch_size": 1},
         {"accumulate": 1},
+        {"stop_on_collapse": 0},
+        {"stop_on_collapse": 1},
         {"steps": 1},
         {"grid_cells": 1},
         {"max_length": 3},
@@ -119,6 +122,12 @@ def test_bad_clip(value):
 def test_counts_start_at_one(name, value):
     with pytest.raises(InputError, match=f"{flag(name)} {value}: .*at least 1"):
         TrainConfig(**{name: value})
+
+
+@pytest.mark.parametrize("value", [-1, 1.5])
+def test_bad_stop_on_collapse(value):
+    with pytest.raises(InputError, match=f"--stop-on-collapse {value}: .*at least 0"):
+        TrainConfig(stop_on_collapse=value)
 
 
 def test_a_text_has_room_for_its_markers():

@@ -18,12 +18,21 @@ from minibert.model import BertClassifier
 from minibert.seeds import Seeds
 from minibert.training import loop
 
-WRITTEN = [form.replace("K", "1").replace("I-J", "1-1").replace("G", "0.1") for form in forms()]
+WRITTEN = [form.replace("K", "1").replace("I-J", "1-1").replace("G", "0.1").replace(":E", ":1") for form in forms()]
 
 
 def start(scheme, tiny, **seeds):
     model = BertClassifier(layer_config(scheme, TINY))
-    return model, initialize(model, scheme, tiny, Seeds(**seeds))
+    return model, initialize(model, scheme, tiny, Seeds(**seeds), learned(scheme))
+
+
+def learned(scheme):
+    """What self-mlm would have trained, in a scale that no draw has; None for the others."""
+    if not scheme.startswith("self-mlm"):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    encoder = BertClassifier(TINY, pool="mean").bert.state_dict()
+    return {name: torch.randn(tensor.shape, generator=generator) + 3 for name, tensor in encoder.items()}
 
 
 def equal(a, b):
@@ -44,7 +53,7 @@ def test_manifest_covers_every_parameter_once_and_tells_the_truth(tiny, source, 
         assert entry["mean"] == pytest.approx(tensor.mean().item())
         assert entry["std"] == pytest.approx(tensor.std(correction=0).item())
         assert entry["sha256"] == hashlib.sha256(tensor.detach().numpy().tobytes()).hexdigest()
-        assert entry["source"] in ("pretrained", "permuted", "drawn")
+        assert entry["source"] in ("pretrained", "permuted", "drawn", "self-mlm")
         if name.startswith("bert.") and "permute-layers" not in scheme:
             same = torch.equal(tensor, source.get(name.removeprefix("bert."), torch.zeros(0)))
             assert same == (entry["source"] == "pretrained"), name
@@ -182,6 +191,17 @@ def test_moments_keep_mean_and_spread(tiny, source):
         assert tensor.std(correction=0).item() == pytest.approx(spread, abs=error), name
 
 
+def test_self_mlm_takes_what_was_trained_and_draws_the_pooler(tiny):
+    model, manifest = start("self-mlm:1", tiny)
+    given, random = learned("self-mlm:1"), start("random", tiny)[0].bert.state_dict()
+    for name, tensor in model.bert.state_dict().items():
+        assert torch.equal(tensor, given.get(name, random[name])), name
+        assert manifest[f"bert.{name}"]["source"] == ("drawn" if name.startswith("pooler.") else "self-mlm")
+    assert summary(manifest).startswith("29 tensors self-mlm, 4 tensors drawn: bert.pooler.dense.weight")
+    with pytest.raises(ValueError, match="pass them as `learned`"):
+        initialize(model, "self-mlm:1", tiny, Seeds())
+
+
 def test_deepnorm_has_its_gains_and_its_scale(tiny):
     model, _ = start("deepnorm", tiny)
     gain = (8 * 2) ** -0.25
@@ -249,6 +269,11 @@ def test_encoder_and_head_share_no_stream(tiny):
         ("layerscale:2", "layerscale:G with G from 0 to 1"),
         ("layerscale:x", "layerscale:G"),
         ("layerscale", "layerscale:G"),
+        ("self-mlm", "write self-mlm:E with a whole number of epochs from 1"),
+        ("self-mlm:0", "self-mlm:E"),
+        ("self-mlm:1.5", "self-mlm:E"),
+        ("self-mlm:-1", "self-mlm:E"),
+        ("self-mlm:x", "self-mlm:E"),
     ],
 )
 def test_bad_schemes_name_what_is_allowed(tiny, scheme, words):
@@ -284,7 +309,9 @@ def test_a_run_from_each_start_saves_loads_and_resumes(tiny, tmp_path, monkeypat
         data=str(tmp_path / "data.jsonl"), model=str(tiny), init=scheme, epochs=2, batch_size=16, lr=1e-3,
         out=str(tmp_path / "whole"),
     )  # fmt: skip
-    whole = loop.train(config, str)
+    with monkeypatch.context() as patch:
+        patch.setenv("MINIBERT_CACHE", str(tmp_path / "cache"))  # what --resume finds gone, and makes again
+        whole = loop.train(config, str)
     assert set(json.loads((whole / "manifest.json").read_text())) == set(load_classifier(whole / "model").state_dict())
     with monkeypatch.context() as patch:
         patch.setattr(loop.run, "append_row", lambda *_: (_ for _ in ()).throw(Killed))

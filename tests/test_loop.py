@@ -241,6 +241,61 @@ def test_the_best_epoch_is_kept_and_a_tie_goes_to_the_earlier(config, monkeypatc
     assert json.loads((path / "config.json").read_text())["ended"]["best_epoch"] == 2
 
 
+@pytest.fixture
+def blind(config):
+    """A start and a rate that end in one answer for every input within an epoch."""
+    return replace(config, init="random", lr=0.3, warmup=0.0, epochs=4, batch_size=4)
+
+
+def test_a_collapse_is_seen_kept_and_said(blind):
+    said = []
+    path = train(replace(blind, bias_correction=False), said.append)
+    rows = rows_of(path)
+    assert [row["verdict"]["name"] for row in rows] == ["collapsed"] * 4
+    assert rows[-1]["verdict"]["cosine"] == pytest.approx(1, abs=1e-5)
+    assert rows[-1]["verdict"]["class_entropy"] == pytest.approx(math.log(2))
+    ended = json.loads((path / "config.json").read_text())["ended"]
+    assert (ended["verdict"], ended["collapsed_since"], rows[0]["step"]) == ("collapsed", 16, 16)
+    assert sum(line.endswith("  collapsed since step 16") for line in said) == 4
+    assert said[-6].startswith("collapsed since step 16: one answer")
+    assert "--bias-correction" in said[-5]
+
+
+def test_a_run_that_learns_gets_no_advice(config):
+    said = []
+    path = train(replace(config, lr=1e-2, epochs=5, batch_size=4), said.append)
+    assert rows_of(path)[-1]["verdict"]["name"] == "learning"
+    ended = json.loads((path / "config.json").read_text())["ended"]
+    assert (ended["verdict"], ended["collapsed_since"]) == ("learning", None)
+    assert said[-3].endswith("  learning")
+    assert "What usually helps" not in " ".join(said)
+
+
+def test_stop_on_collapse_ends_the_run_in_order(blind):
+    said = []
+    path = train(replace(blind, stop_on_collapse=2), said.append)
+    assert [row["epoch"] for row in rows_of(path)] == [1, 2]
+    assert json.loads((path / "config.json").read_text())["ended"]["collapsed_since"] == 16
+    assert "stopping: --stop-on-collapse 2, collapsed since step 16" in said
+    assert not (path / "state").exists()
+    load_classifier(path / "model")
+    with pytest.raises(InputError, match="has ended"):
+        resume(path)
+
+
+def test_a_run_killed_between_its_last_row_and_its_end_stops_all_the_same(blind, tmp_path, monkeypatch):
+    whole = final(train(replace(blind, stop_on_collapse=2, out=str(tmp_path / "whole")), str))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "end_run", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            train(replace(blind, stop_on_collapse=2), str)
+    said = []
+    again = final(resume(tmp_path / "run", said.append))
+    assert torch.equal(again[0], whole[0])
+    assert again[1] == whole[1]
+    assert "(always the commonest class: 0.500)" in next(line for line in said if line.startswith("best:"))
+
+
 def test_an_out_that_holds_something_is_refused_before_work_begins(config, tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("mine")

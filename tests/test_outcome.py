@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -29,6 +30,12 @@ def test_a_run_is_rebuilt_from_its_folder(finished, tmp_path):
     best = json.loads((finished / "config.json").read_text())["ended"]
     assert reports["val"]["accuracy"] == pytest.approx(best["val_accuracy"])
     assert (reports["val"]["n"], reports["test"]["n"]) == (8, 8)
+    for split, figures in reports.items():
+        assert figures["verdict"]["name"] in ("learning", "not yet"), split
+        assert figures["verdict"]["class_entropy"] == pytest.approx(math.log(2))
+    last = json.loads((finished / "metrics.jsonl").read_text().splitlines()[best["best_epoch"] - 1])
+    for name, figure in last["verdict"].items():
+        assert reports["val"]["verdict"][name] == (figure if name == "name" else pytest.approx(figure)), name
     assert len(predictions) == 16
     right = sum(p["label"] == p["predicted"] for p in predictions if p["split"] == "test")
     assert right / 8 == reports["test"]["accuracy"]

@@ -20,15 +20,17 @@ from minibert.data.batches import Batch, PackedBatch, collate, pack
 from minibert.errors import InputError
 from minibert.evaluation import predict, report
 from minibert.files import write_json
-from minibert.initialization import Manifest, find_scheme, initialize, layer_config, summary
+from minibert.initialization import Manifest, find_scheme, initialize, layer_config, read_argument, summary
 from minibert.model import BertClassifier
 from minibert.precision import LossScaler, Precision, choose_device, choose_precision
 from minibert.seeds import Seeds, derive
 from minibert.tokenizer import Tokenizer
 from minibert.training import run
+from minibert.training.mlm import self_mlm
 from minibert.training.optimizer import WORTH_COMPILING, AdamW, linear_schedule, warmup_steps
 from minibert.training.progress import Progress, duration
 from minibert.training.rows import OccurringRows
+from minibert.verdict import advice, in_words, streak
 
 Say = Callable[[str], None]
 
@@ -47,7 +49,7 @@ class Setup:
 
 
 def prepare(config: TrainConfig, say: Say = print) -> Setup:
-    """Settings -> checkpoint, data and initialized model, on the CPU. Writes nothing.
+    """Settings -> checkpoint, data and initialized model, on the CPU. Writes nothing but the cache.
 
     Raises:
         InputError: something that the settings name cannot be used.
@@ -61,13 +63,17 @@ def prepare(config: TrainConfig, say: Say = print) -> Setup:
     check_vocabulary(tokenizer, bert_config.vocab_size, source.name)
     data = load_dataset(config, tokenizer, bert_config.max_position_embeddings)
     say(f"data: {data.summary}")
+    learned = None
+    if scheme.learns:
+        (epochs,) = read_argument(config.init, bert_config)
+        learned = self_mlm(bert_config, data.train, tokenizer, int(epochs), precision, say)
     hidden, attention, head = config.dropout_rates()
     bert_config = replace(
         bert_config, num_labels=len(data.labels), pool=config.pool, hidden_dropout_prob=hidden,
         attention_probs_dropout_prob=attention, classifier_dropout=head,
     )  # fmt: skip
     model = BertClassifier(bert_config)
-    manifest = initialize(model, config.init, source.path, Seeds.parse(config.seed))
+    manifest = initialize(model, config.init, source.path, Seeds.parse(config.seed), learned)
     say(f"start: {config.init} ({source.name} {source.sha256[:12]}): {summary(manifest)}")
     absolute = {"model": str(source.path.resolve()) if Path(config.model).is_dir() else source.name}
     if config.data not in BUNDLED and Path(config.data).exists():
@@ -142,10 +148,12 @@ def fit(setup: Setup, path: Path, state: tuple[dict, dict] | None, say: Say) -> 
         f"{config.epochs} epoch{'s' * (config.epochs > 1)} of {per_epoch:,} steps, {size} examples a step,"
         f" warmup {warmup:,} steps, lr {config.lr:g}; the run's folder is {path}"
     )
-    say("epoch  train loss  train acc  val loss  val acc        lr    ex/s   time")
+    say("epoch  train loss  train acc  val loss  val acc        lr    ex/s   time    verdict")
     bar = Progress(config.epochs * len(train_split), progress["epoch"] * len(train_split))
-    majority = 0.0
     for epoch in range(progress["epoch"] + 1, config.epochs + 1):
+        if 0 < config.stop_on_collapse <= len(streak(progress["rows"])):  # before an epoch: a resumed run asks, too
+            say(f"stopping: --stop-on-collapse {config.stop_on_collapse}, {in_words(progress['rows'])}")
+            break
         start = time.monotonic()
         tally, skipped = Tally(), 0
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -172,11 +180,11 @@ def fit(setup: Setup, path: Path, state: tuple[dict, dict] | None, say: Say) -> 
                 bar.advance(len(chosen), lambda: f"epoch {epoch}/{config.epochs}  {tally}")  # noqa: B023
         seconds = time.monotonic() - start
         val = report(predict(model, val_split, setup.precision, rows.pad_id), val_split.labels, data.labels)
-        majority = val["majority"]
         row = {
             "epoch": epoch, "train_loss": tally.loss, "train_accuracy": tally.accuracy, "val_loss": val["loss"],
             "val_accuracy": val["accuracy"], "lr": lr, "seconds": seconds,
             "examples_per_second": len(order) / seconds, "step": progress["step"], "skipped_steps": skipped,
+            "val_majority": val["majority"], "verdict": val["verdict"],
         }  # fmt: skip
         best = all(row["val_accuracy"] > earlier["val_accuracy"] for earlier in progress["rows"])  # ties: the earlier
         progress |= {"epoch": epoch, "rows": [*progress["rows"], row], "scale": scaler.scale,
@@ -193,10 +201,10 @@ def fit(setup: Setup, path: Path, state: tuple[dict, dict] | None, say: Say) -> 
         bar.clear()
         say(
             f"{epoch:>5}  {row['train_loss']:>10.3f}  {row['train_accuracy']:>9.3f}  {row['val_loss']:>8.3f}"
-            f"  {row['val_accuracy']:>7.3f}  {lr:>8.1e}  {row['examples_per_second']:>6.0f}   {duration(seconds)}"
-            + (f"   {skipped} steps skipped (fp16 overflow)" if skipped else "")
+            f"  {row['val_accuracy']:>7.3f}  {lr:>8.1e}  {row['examples_per_second']:>6.0f}   {duration(seconds):<6}"
+            f"  {in_words(progress['rows'])}" + (f"   {skipped} steps skipped (fp16 overflow)" if skipped else "")
         )
-    end_run(path, progress["rows"], majority, say)
+    end_run(path, progress["rows"], config.bias_correction, say)
     return path
 
 
@@ -249,18 +257,22 @@ def part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tenso
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
-def end_run(path: Path, rows: list[dict[str, Any]], majority: float, say: Say) -> None:
+def end_run(path: Path, rows: list[dict[str, Any]], bias_correction: bool, say: Say) -> None:
     """Mark the run as ended, drop the state, which is as large as the model three times, and say what came out."""
     _, content = run.read_config(path)
     best = max(rows, key=lambda row: (row["val_accuracy"], -row["epoch"]))
-    ended = {"best_epoch": best["epoch"], "val_accuracy": best["val_accuracy"], "val_majority": majority,
+    last = rows[-1]
+    ended = {"best_epoch": best["epoch"], "val_accuracy": best["val_accuracy"], "val_majority": last["val_majority"],
+             "verdict": last["verdict"]["name"], "collapsed_since": (streak(rows) or [None])[0],
              "seconds": sum(row["seconds"] for row in rows)}  # fmt: skip
     write_json(path / "config.json", content | {"ended": ended})
     shutil.rmtree(path / "state", ignore_errors=True)
     say(
         f"best: epoch {best['epoch']}, validation accuracy {best['val_accuracy']:.3f}"
-        f" (always the commonest class: {majority:.3f})"
+        f" (always the commonest class: {last['val_majority']:.3f})"
     )
+    for line in advice(rows, bias_correction):
+        say(line)
     say(f"next: python eval.py {path}")
 
 

@@ -38,9 +38,9 @@ def evaluate_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     model = model.to(precision.device) if precision.device.type != "cpu" else speed_up(model)
     reports, predictions = {}, []
     for name, split in (("val", data.val), ("test", data.test)):
-        logits = predict(model, split, precision, model.config.pad_token_id)
-        reports[name] = report(logits, split.labels, data.labels)
-        for row, label, p in zip(split.rows, split.labels, logits.softmax(dim=1).tolist()):
+        outputs = predict(model, split, precision, model.config.pad_token_id)
+        reports[name] = report(outputs, split.labels, data.labels)
+        for row, label, p in zip(split.rows, split.labels, outputs.logits.softmax(dim=1).tolist()):
             best = max(range(len(p)), key=p.__getitem__)
             predictions.append({"split": name, "row": int(row), "label": data.labels[label],
                                 "predicted": data.labels[best], "confidence": round(p[best], 6)}

@@ -87,8 +87,8 @@ def test_logits_and_gradients_are_within_a_few_rounding_steps(name):
     worst, worst_half = 0.0, 0.0
     for seed in range(3):
         model, inputs = classifier(seed), batch(seed)
-        truth = predict(model, examples(inputs), precision_of("fp32"))
-        logits = predict(model, examples(inputs), precision_of(name))
+        truth = predict(model, examples(inputs), precision_of("fp32")).logits
+        logits = predict(model, examples(inputs), precision_of(name)).logits
         assert logits.dtype == torch.float32
         assert 0.3 * step < off(logits, truth) < 2 * step
 
