@@ -10,6 +10,7 @@ Two more stand in training/: rows.py (only the words that occur) and optimizer.p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,9 +42,9 @@ class BitDropout(nn.Module):
 
     def mask(self, shape: Sequence[int]) -> Tensor:
         """1 where kept, else 0, in bfloat16. In integers: bools are slow to make and to multiply by."""
-        count = int(np.prod(shape))
-        seed = int(torch.randint(2**62, ()))
-        bits = np.random.Generator(np.random.SFC64(seed)).integers(2**64, size=-(-count // 4), dtype=np.uint64)
+        count = math.prod(shape)
+        generator = np.random.Generator(np.random.SFC64(int(torch.randint(2**62, ()))))
+        bits = generator.integers(2**64, size=-(-count // 4), dtype=np.uint64)
         mask = torch.from_numpy(bits.view(np.int16)[:count]).bitwise_and_(0x7FFF).sub_(self.kept)
         mask = mask.bitwise_right_shift_(15).bitwise_and_(ONE)  # the sign, in every bit; then 1.0 or 0.0
         return mask.view(torch.bfloat16).view(shape)
