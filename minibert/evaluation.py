@@ -37,7 +37,7 @@ def predict(model: BertClassifier, examples: Examples, precision: Precision, pad
     for rows in np.split(order, range(BATCH, len(order), BATCH)):
         with precision.autocast():
             if fast.takes_packed(model):
-                pooled = fast.pooled(model, pack(examples, rows))
+                pooled = fast.pooled(model, pack(examples, rows, pad_id, fast.length_multiple([examples])))
             else:
                 pooled = model.bert(*collate(examples, rows, pad_id).to(precision.device)[:3])[1]
             parts.append((model.head(pooled).float().cpu(), pooled.float().cpu()))

@@ -59,16 +59,34 @@ def test_a_packed_batch_says_where_everything_lies():
     assert batch.token_type_ids.tolist() == np.concatenate([data.types[i] for i in by_length]).tolist()
     assert batch.position_ids.tolist() == [p for i in by_length for p in range(LENGTHS[i])]
     assert batch.labels.tolist() == data.labels[by_length].tolist()
-    assert [tuple(run) for run in batch.runs] == [(1, 3), (2, 4), (1, 7), (2, 9), (1, 12)]
+    assert all(run.mask is None for run in batch.runs)
+    assert [(run.texts, run.length) for run in batch.runs] == [(1, 3), (2, 4), (1, 7), (2, 9), (1, 12)]
     assert batch.first.tolist() == [0, 3, 7, 11, 18, 27, 36]
 
 
+def test_texts_can_be_packed_to_a_multiple():
+    data = examples(types=True)
+    batch = pack(data, range(7), pad_id=77, multiple=4)
+    assert [(run.texts, run.length) for run in batch.runs] == [(3, 4), (1, 8), (3, 12)]
+    assert batch.runs[0].mask[:, 0, 0].tolist() == [[True] * 3 + [False], [True] * 4, [True] * 4]
+    assert batch.runs[2].mask.shape == (3, 1, 1, 12)
+    assert batch.input_ids[:4].tolist() == [*data.ids[5], 77]
+    assert batch.position_ids[8:20].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 0]
+    assert batch.token_type_ids[12:20].tolist() == [*data.types[2], 0]
+    assert batch.first.tolist() == [0, 4, 8, 12, 20, 32, 44]
+
+
+def test_few_lengths_stay_as_they_are():
+    assert fast.length_multiple([examples(range(3, 19))]) == 1
+    assert fast.length_multiple([examples(range(3, 19)), examples([19])]) == 8
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("types", [False, True])
-def test_packed_is_padded_forward_and_backward(kind, types):
+@pytest.mark.parametrize(("types", "multiple"), [(False, 1), (True, 1), (True, 4)])
+def test_packed_is_padded_forward_and_backward(kind, types, multiple):
     data, plain = examples(types=types), classifier(replace(DRY, **KINDS[kind]))
     quick = speed_up(copy.deepcopy(plain))
-    packed, padded = pack(data, range(7)), collate(data, [5, 1, 3, 2, 0, 6, 4])
+    packed, padded = pack(data, range(7), 0, multiple), collate(data, [5, 1, 3, 2, 0, 6, 4])
     ours, theirs = logits(quick, packed), plain(*padded[:3])
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert torch.equal(packed.labels, padded.labels)

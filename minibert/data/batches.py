@@ -55,6 +55,7 @@ class Run(NamedTuple):
 
     texts: int
     length: int
+    mask: Tensor | None  # (texts, 1, 1, length) bool, True where a token is real; None: everywhere
 
 
 class PackedBatch(NamedTuple):
@@ -68,17 +69,29 @@ class PackedBatch(NamedTuple):
     first: Tensor  # (B,): the place of each text's first token, [CLS]
 
 
-def pack(examples: Examples, rows: Sequence[int]) -> PackedBatch:
-    """The examples at `rows`, the shortest first; those of one length in the order given."""
+def pack(examples: Examples, rows: Sequence[int], pad_id: int = 0, multiple: int = 1) -> PackedBatch:
+    """The examples at `rows`, the shortest first, each padded to a multiple of `multiple` tokens."""
     rows = sorted(rows, key=lambda i: len(examples.ids[i]))
-    every = np.array([len(examples.ids[i]) for i in rows])
-    lengths, counts = np.unique(every, return_counts=True)
-    types = None if examples.types is None else np.concatenate([examples.types[i] for i in rows]).astype(np.int64)
+    real = np.array([len(examples.ids[i]) for i in rows])
+    full = -(-real // multiple) * multiple
+    place = np.concatenate([np.arange(n) for n in full])
+    token = place < np.repeat(real, full)  # (T,): False where padded
+
+    def spread(parts: list[np.ndarray], fill: int) -> Tensor:
+        out = np.full(len(place), fill, np.int64)
+        out[token] = np.concatenate(parts)
+        return torch.from_numpy(out)
+
+    lengths, starts, counts = np.unique(full, return_index=True, return_counts=True)
+    runs = []
+    for length, start, count in zip(lengths.tolist(), starts, counts.tolist()):
+        mask = np.arange(length) < real[start : start + count, None]  # (texts, length)
+        runs.append(Run(count, length, None if mask.all() else torch.from_numpy(mask[:, None, None])))
     return PackedBatch(
-        torch.from_numpy(np.concatenate([examples.ids[i] for i in rows]).astype(np.int64)),
-        torch.from_numpy(np.concatenate([np.arange(n) for n in every])),
-        None if types is None else torch.from_numpy(types),
+        spread([examples.ids[i] for i in rows], pad_id),
+        torch.from_numpy(np.where(token, place, 0)),  # padding may reach beyond the last position
+        None if examples.types is None else spread([examples.types[i] for i in rows], 0),
         torch.from_numpy(examples.labels[rows]),
-        [Run(int(count), int(length)) for count, length in zip(counts, lengths)],
-        torch.from_numpy(np.cumsum(every) - every),
+        runs,
+        torch.from_numpy(np.cumsum(full) - full),
     )

@@ -247,11 +247,12 @@ def our_step(case: Case, examples: Examples, precision_name: str) -> Step:
     model = our_model(case)
     if case.what == "eval":
         fast.speed_up(model.eval())
+        multiple = fast.length_multiple([examples])
 
         @torch.inference_mode()
         def evaluate(rows: list[int]) -> None:
             with precision.autocast():
-                fast.logits(model, pack(examples, rows))
+                fast.logits(model, pack(examples, rows, multiple=multiple))
 
         return lambda started: timed(evaluate, order(case, examples), started)
     config = TrainConfig(batch_size=case.batch, lr=LR)

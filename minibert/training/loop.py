@@ -248,7 +248,8 @@ def assemble(
     if quick:
         if total * sum(p.numel() for p in model.parameters()) > WORTH_COMPILING and (why_not := optimizer.compile()):
             say(f"the optimizer stays uncompiled, up to a third slower a step: {why_not}")
-        return Machine(model, optimizer, rows, small, pack)
+        multiple = fast.length_multiple(small)
+        return Machine(model, optimizer, rows, small, lambda split, part: pack(split, part, rows.pad_id, multiple))
     return Machine(model, optimizer, rows, small, lambda split, part: collate(split, part, rows.pad_id).to(device))
 
 
