@@ -15,9 +15,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,39 +24,27 @@ import torch.nn.functional as F
 
 from minibert import checkpoint, sources
 from minibert.config import TrainConfig
-from minibert.data import Examples, load_dataset
+from minibert.data import Examples
 from minibert.data.batches import pack
 from minibert.errors import InputError
+from minibert.lab.workloads import (
+    CASES,
+    LR,
+    PLANNED,
+    WARMUP,
+    Case,
+    Step,
+    bert_config,
+    make_examples,
+    order,
+    silent,
+    timed,
+    work,
+)  # fmt: skip
 from minibert.model import BertClassifier, BertConfig
 from minibert.precision import DTYPES, LossScaler, choose_device, choose_precision
-from minibert.tokenizer import Tokenizer
 from minibert.training.run import installed
 
-WARMUP = 3  # steps that are not counted
-PLANNED = 10_000  # steps that both sides are told the run has
-LR = 1e-5
-
-
-class Case(NamedTuple):
-    """`texts`: the motion data, or English cut to lengths spread evenly from `shortest` to 256 or to 128 tokens."""
-
-    model: str  # minilm-l6, or bert-base's sizes from random weights
-    batch: int
-    steps: int
-    texts: str
-    what: str = "train"
-
-
-CASES = {
-    "motion-b2": Case("minilm-l6", 2, 60, "motion"),
-    "motion-b32": Case("minilm-l6", 32, 12, "motion"),
-    "text-b16": Case("minilm-l6", 16, 12, "16 to 256"),
-    "uniform-b32": Case("minilm-l6", 32, 6, "128"),
-    "base-b2": Case("base", 2, 12, "128"),
-    "base-b16": Case("base", 16, 4, "128"),
-    "eval-b64": Case("minilm-l6", 64, 16, "16 to 256", "eval"),
-    "job": Case("minilm-l6", 2, 0, "motion", "job"),
-}
 # Ways to run the reference. A case is held against the fastest of them.
 RIVALS = {
     "train": ("Trainer, sdpa", "Trainer, eager", "loop, sdpa", "loop, eager"),
@@ -167,69 +154,6 @@ def main(name: str, side: str, precision: str, started: str) -> None:
     print(json.dumps(figures))
 
 
-def bert_config(case: Case) -> BertConfig:
-    if case.model == "base":
-        return BertConfig(num_labels=6)
-    return replace(checkpoint.read_config(sources.resolve(case.model, say=silent).path), num_labels=6)
-
-
-def silent(text: str) -> None:
-    pass
-
-
-def make_examples(case: Case) -> Examples:
-    """Enough examples for the case's steps, the same in every process."""
-    tokenizer = Tokenizer.load(sources.resolve("minilm-l6", say=silent).path)
-    if case.texts == "motion":
-        return load_dataset(TrainConfig(), tokenizer).train
-    import pydoc_data.topics  # English that every Python has: the articles of its language reference
-
-    articles = "\n".join(pydoc_data.topics.topics[topic] for topic in sorted(pydoc_data.topics.topics))
-    ids = np.array(tokenizer.encode([articles], None, 10**7)[0][0][1:-1], np.int32)
-    count = case.batch * (case.steps + WARMUP)
-    lengths = np.full(count, 128) if case.texts == "128" else np.linspace(16, 256, count).round().astype(int)
-    lengths = np.random.default_rng(0).permutation(lengths)
-    starts = np.random.default_rng(1).integers(0, len(ids) - 256, count)
-    ends = (tokenizer.encode(["a"], None, 3)[0][0][0], tokenizer.encode(["a"], None, 3)[0][0][-1])
-    rows = [np.concatenate([ends[:1], ids[s : s + n - 2], ends[1:]]).astype(np.int32) for s, n in zip(starts, lengths)]
-    return Examples(rows, None, np.random.default_rng(2).integers(0, 6, count), np.arange(count))
-
-
-def order(case: Case, examples: Examples) -> list[list[int]]:
-    """The batches of both sides: in random order for training, by length for evaluation."""
-    count = case.batch * (case.steps + WARMUP)
-    rows = np.random.default_rng(3).permutation(len(examples))[:count]
-    if case.what == "eval":
-        # every third of the sorted batches goes first, so that the uncounted ones are like the others
-        rows = rows[np.argsort([len(examples.ids[i]) for i in rows], kind="stable")]
-    batches = [rows[i : i + case.batch].tolist() for i in range(0, count, case.batch)]
-    if case.what == "eval":
-        batches = [batches[i] for i in np.random.default_rng(4).permutation(len(batches))]
-    return batches
-
-
-def work(case: Case, lengths: list[int]) -> float:
-    """GFLOP of all matrix products for real tokens: 2 a weight, and attention; in training 3 times that."""
-    c = bert_config(case)
-    d, f, layers = c.hidden_size, c.intermediate_size, c.num_hidden_layers
-    tokens, squares = sum(lengths), sum(n * n for n in lengths)
-    forward = layers * (2 * (4 * d * d + 2 * d * f) * tokens + 4 * d * squares)
-    return forward * (1 if case.what == "eval" else 3) / 1e9
-
-
-Step = Callable[[float], tuple[float, float]]
-
-
-def timed(one: Callable[[Any], Any], batches: Sequence[Any], started: float) -> tuple[float, float]:
-    """Seconds from `started` to the first step, and of all steps after the uncounted ones."""
-    first = time.time() - started
-    for place, batch in enumerate(batches):
-        if place == WARMUP:
-            begin = time.perf_counter()
-        one(batch)
-    return first, time.perf_counter() - begin
-
-
 def our_model(case: Case) -> BertClassifier:
     torch.manual_seed(0)
     model = BertClassifier(bert_config(case))
@@ -280,6 +204,45 @@ def run_job(side: str, precision: str) -> dict[str, float]:
     case = CASES["job"]
     lengths = [len(row) for row in make_examples(case).ids] * TrainConfig().epochs
     return {"ms": 1e3 * seconds, "tokens": sum(lengths), "gflop": work(case, lengths), "start_seconds": 0.0}
+
+
+GROWTH = {
+    "batch": (1, 2, 4, 8, 16, 32),  # texts of 50 tokens
+    "layers": (1, 2, 4, 8),
+    "vocabulary": (1_000, 30_522, 120_000),  # words in the table; the texts use 100 of them
+}
+
+
+def growth(precision_name: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """ms a step of a 6x384 BERT at batch 8 x 50 tokens, with one thing changed at a time: what is asked costs, no more.
+
+    Returns:
+        [{"what", "value", "ms"}], after the first of each `what`, the shortest of ten steps.
+    """
+    from minibert.training.loop import assemble, training_step
+
+    precision = choose_precision(precision_name, choose_device())
+    rows = []
+    for what, values in GROWTH.items():
+        for value in values:
+            now = {"batch": 8, "layers": 6, "vocabulary": 30_522} | {what: value}
+            torch.manual_seed(0)
+            model = BertClassifier(
+                BertConfig(now["vocabulary"], 384, now["layers"], intermediate_size=1536, num_labels=6, pad_token_id=0)
+            )
+            generator = np.random.default_rng(0)
+            ids = [generator.integers(1, 100, 50).astype(np.int32) for _ in range(now["batch"])]
+            examples = Examples(ids, None, generator.integers(0, 6, len(ids)), np.arange(len(ids)))
+            machine = assemble(model, [examples], TrainConfig(), precision, PLANNED)
+            seconds = []
+            for _ in range(WARMUP + 10):
+                begin = time.perf_counter()
+                batch = machine.make_batch(machine.splits[0], range(len(ids)))
+                training_step(model, machine.optimizer, [batch], LR, 1.0, precision, LossScaler(False))
+                seconds.append(time.perf_counter() - begin)
+            rows.append({"what": what, "value": value, "ms": 1e3 * min(seconds[WARMUP:])})
+            say(f"{what:<11}{value:>8,}{rows[-1]['ms']:>9,.1f} ms")
+    return rows
 
 
 def matmul_peak(precision: str) -> float:

@@ -15,8 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from minibert import sources
 from minibert.config import TrainConfig
 from minibert.data import Examples, load_dataset
-from minibert.lab import bench
-from minibert.lab.bench import LR, PLANNED, WARMUP, Case, Step, bert_config, order, silent, timed
+from minibert.lab.workloads import CASES, LR, PLANNED, WARMUP, Case, Step, bert_config, order, silent, timed
 from minibert.tokenizer import Tokenizer
 
 transformers.logging.set_verbosity_error()
@@ -135,7 +134,7 @@ def decay_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
 
 def job(side: str, precision: str) -> None:
     """The README's main job: five epochs of the motion data at batch 2, validated after each."""
-    case, config = bench.CASES["job"], TrainConfig()
+    case, config = CASES["job"], TrainConfig()
     data = load_dataset(config, Tokenizer.load(sources.resolve(case.model, say=silent).path))
     splits = [Rows(split, list(range(len(split)))) for split in (data.train, data.val)]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,105 @@
+"""What bench.py measures: the cases, their texts and batches, how work is counted and time taken, for both sides."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minibert import checkpoint, sources
+from minibert.config import TrainConfig
+from minibert.data import Examples, load_dataset
+from minibert.model import BertConfig
+from minibert.tokenizer import Tokenizer
+
+WARMUP = 3  # steps that are not counted
+PLANNED = 10_000  # steps that both sides are told the run has
+LR = 1e-5
+
+
+class Case(NamedTuple):
+    """`texts`: the motion data, or English cut to lengths spread evenly from `shortest` to 256 or to 128 tokens."""
+
+    model: str  # minilm-l6, or bert-base's sizes from random weights
+    batch: int
+    steps: int
+    texts: str
+    what: str = "train"
+
+
+CASES = {
+    "motion-b2": Case("minilm-l6", 2, 60, "motion"),
+    "motion-b32": Case("minilm-l6", 32, 12, "motion"),
+    "text-b16": Case("minilm-l6", 16, 12, "16 to 256"),
+    "uniform-b32": Case("minilm-l6", 32, 6, "128"),
+    "base-b2": Case("base", 2, 12, "128"),
+    "base-b16": Case("base", 16, 4, "128"),
+    "eval-b64": Case("minilm-l6", 64, 16, "16 to 256", "eval"),
+    "job": Case("minilm-l6", 2, 0, "motion", "job"),
+}
+
+
+def bert_config(case: Case) -> BertConfig:
+    if case.model == "base":
+        return BertConfig(num_labels=6)
+    return replace(checkpoint.read_config(sources.resolve(case.model, say=silent).path), num_labels=6)
+
+
+def silent(text: str) -> None:
+    pass
+
+
+def make_examples(case: Case) -> Examples:
+    """Enough examples for the case's steps, the same in every process."""
+    tokenizer = Tokenizer.load(sources.resolve("minilm-l6", say=silent).path)
+    if case.texts == "motion":
+        return load_dataset(TrainConfig(), tokenizer).train
+    import pydoc_data.topics  # English that every Python has: the articles of its language reference
+
+    articles = "\n".join(pydoc_data.topics.topics[topic] for topic in sorted(pydoc_data.topics.topics))
+    ids = np.array(tokenizer.encode([articles], None, 10**7)[0][0][1:-1], np.int32)
+    count = case.batch * (case.steps + WARMUP)
+    lengths = np.full(count, 128) if case.texts == "128" else np.linspace(16, 256, count).round().astype(int)
+    lengths = np.random.default_rng(0).permutation(lengths)
+    starts = np.random.default_rng(1).integers(0, len(ids) - 256, count)
+    ends = (tokenizer.encode(["a"], None, 3)[0][0][0], tokenizer.encode(["a"], None, 3)[0][0][-1])
+    rows = [np.concatenate([ends[:1], ids[s : s + n - 2], ends[1:]]).astype(np.int32) for s, n in zip(starts, lengths)]
+    return Examples(rows, None, np.random.default_rng(2).integers(0, 6, count), np.arange(count))
+
+
+def order(case: Case, examples: Examples) -> list[list[int]]:
+    """The batches of both sides: in random order for training, by length for evaluation."""
+    count = case.batch * (case.steps + WARMUP)
+    rows = np.random.default_rng(3).permutation(len(examples))[:count]
+    if case.what == "eval":
+        # every third of the sorted batches goes first, so that the uncounted ones are like the others
+        rows = rows[np.argsort([len(examples.ids[i]) for i in rows], kind="stable")]
+    batches = [rows[i : i + case.batch].tolist() for i in range(0, count, case.batch)]
+    if case.what == "eval":
+        batches = [batches[i] for i in np.random.default_rng(4).permutation(len(batches))]
+    return batches
+
+
+def work(case: Case, lengths: list[int]) -> float:
+    """GFLOP of all matrix products for real tokens: 2 a weight, and attention; in training 3 times that."""
+    c = bert_config(case)
+    d, f, layers = c.hidden_size, c.intermediate_size, c.num_hidden_layers
+    tokens, squares = sum(lengths), sum(n * n for n in lengths)
+    forward = layers * (2 * (4 * d * d + 2 * d * f) * tokens + 4 * d * squares)
+    return forward * (1 if case.what == "eval" else 3) / 1e9
+
+
+Step = Callable[[float], tuple[float, float]]
+
+
+def timed(one: Callable[[Any], Any], batches: Sequence[Any], started: float) -> tuple[float, float]:
+    """Seconds from `started` to the first step, and of all steps after the uncounted ones."""
+    first = time.time() - started
+    for place, batch in enumerate(batches):
+        if place == WARMUP:
+            begin = time.perf_counter()
+        one(batch)
+    return first, time.perf_counter() - begin
