@@ -7,7 +7,7 @@ import torch
 from conftest import TINY, perturbed
 from torch import nn
 
-from minibert.model import Bert, BertClassifier, BertConfig, ClassificationHead, Layer
+from minibert.model import Bert, BertClassifier, BertConfig, ClassificationHead, Layer, attend
 
 
 @pytest.fixture
@@ -201,3 +201,19 @@ def test_bad_config_is_named(change, words):
 def test_another_network_is_refused(extra):
     with pytest.raises(ValueError, match=next(iter(extra))):
         BertConfig.from_dict(extra)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_written_out_is_the_fused_one(masked):
+    """Dropout turns to the written formula; at a rate that drops nothing both must agree, padding left aside."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, 4, 7, 6, requires_grad=True) for _ in range(3))
+    mask = torch.arange(7) < torch.tensor([7, 4, 1])[:, None, None, None] if masked else None
+    written = attend(q, k, v, mask, nn.Dropout(1e-12).train())
+    fused = attend(q, k, v, mask, nn.Dropout(0.5).eval())
+    torch.testing.assert_close(written, fused, rtol=1e-5, atol=1e-6)
+    weight = torch.randn_like(fused)
+    ours = torch.autograd.grad((written * weight).sum(), (q, k, v))
+    theirs = torch.autograd.grad((fused * weight).sum(), (q, k, v))
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
