@@ -37,8 +37,9 @@ class TrainConfig:
     model: str = setting("auto", "model", "a folder, a name on the hub, minilm-l6, or auto: what this machine can bear")
     init: str = setting("pretrained", "model", "starting weights: pretrained, random, or a scheme between (README)")
     pool: str = setting(
-        "cls", "model", "what the head reads: BERT's pooler over [CLS], or the mean", choices=("cls", "mean")
-    )
+        "auto", "model", "what the head reads: [CLS] through BERT's pooler, or the mean; auto: cls, random:deep mean",
+        choices=("auto", "cls", "mean"),
+    )  # fmt: skip
     dropout: str = setting("0.1", "model", "one rate, or three: HIDDEN,ATTENTION,HEAD")
 
     epochs: int = setting(5, "training", "passes over the training examples")

@@ -208,6 +208,8 @@ SCHEMES = {
     "pretrained": Scheme(pretrained),
     "random": Scheme(random, needs_weights=False),
     "random:truncated": Scheme(truncated, needs_weights=False),
+    # What learned at lr 1e-4 and batch 2 where 12 layers of plain random went blind (docs/log.md, Starting weights).
+    "random:deep": Scheme(deepnorm, False, layer=lambda count: {"residual_scale": (2 * count) ** 0.25, "pool": "mean"}),
     "xavier": Scheme(xavier, needs_weights=False),
     "mimetic": Scheme(mimetic, needs_weights=False),
     "reinit": Scheme(reinit, argument="K"),

@@ -21,7 +21,7 @@ from minibert.errors import InputError
         ("lr", 1e-5),
         ("warmup", 0.1),
         ("init", "pretrained"),
-        ("pool", "cls"),
+        ("pool", "auto"),
         ("accumulate", 1),
         ("bias_correction", True),
         ("data", "motion"),
@@ -139,7 +139,7 @@ def test_a_text_has_room_for_its_markers():
     ("name", "allowed"),
     [
         ("encoding", "levels, grid, decimals"),
-        ("pool", "cls, mean"),
+        ("pool", "auto, cls, mean"),
         ("precision", "auto, fp32, bf16, fp16"),
     ],
 )

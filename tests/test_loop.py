@@ -332,3 +332,18 @@ def test_prepare_writes_nothing_and_says_what_it_took(config, tmp_path):
     assert (numbers.num_labels, numbers.pool) == (2, "mean")
     assert said[0].startswith("minibert on CPU")
     assert said[-1].endswith("29 tensors pretrained, 2 tensors drawn: head.linear.weight, head.linear.bias")
+
+
+@pytest.mark.parametrize(
+    ("init", "pool", "expected"),
+    [
+        ("random", "auto", "cls"),
+        ("random:deep", "auto", "mean"),
+        ("random:deep", "cls", "cls"),
+        ("random", "mean", "mean"),
+    ],
+)
+def test_auto_reads_the_mean_where_the_start_asks_for_it(config, init, pool, expected):
+    setup = prepare(replace(config, init=init, pool=pool), lambda line: None)
+    assert (setup.model.config.pool, setup.config.pool) == (expected, expected)
+    assert setup.model.config.residual_scale == (1.0 if init == "random" else 4**0.25)

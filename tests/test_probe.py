@@ -260,7 +260,7 @@ def test_json_is_whole(config):
         (["--init", "reinit:9"], "K from 1 to 2"),
         (["--inputs", "1"], "--inputs 1: it must be at least 2"),
         (["--inputs", "999"], "--inputs 999: the training split has 32"),
-        (["--pool", "max"], "--pool max: it must be one of cls, mean"),
+        (["--pool", "max"], "--pool max: it must be one of auto, cls, mean"),
     ],
 )
 def test_errors_are_one_line(config, words, said):

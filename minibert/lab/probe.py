@@ -84,7 +84,7 @@ def probe(config: TrainConfig, inputs: int, say: Say = print) -> dict[str, Any]:
     with torch.no_grad():
         read, logits = forward(model, batch)
     return {
-        "init": config.init, "model": setup.source.name, "data": setup.data.summary, "pool": config.pool,
+        "init": config.init, "model": setup.source.name, "data": setup.data.summary, "pool": model.config.pool,
         "inputs": inputs, "manifest": setup.manifest,
         "parts": [asdict(part) for part in look(model, batch, setup.manifest)],
         "read": {"cosine": cosine(read).item(), "spread": spread(read)},

@@ -68,17 +68,18 @@ def prepare(config: TrainConfig, say: Say = print) -> Setup:
         (epochs,) = read_argument(config.init, bert_config)
         learned = self_mlm(bert_config, data.train, tokenizer, int(epochs), precision, say)
     hidden, attention, head = config.dropout_rates()
+    pool = bert_config.pool if config.pool == "auto" else config.pool
     bert_config = replace(
-        bert_config, num_labels=len(data.labels), pool=config.pool, hidden_dropout_prob=hidden,
+        bert_config, num_labels=len(data.labels), pool=pool, hidden_dropout_prob=hidden,
         attention_probs_dropout_prob=attention, classifier_dropout=head,
     )  # fmt: skip
     model = BertClassifier(bert_config)
     manifest = initialize(model, config.init, source.path, Seeds.parse(config.seed), learned)
     say(f"start: {config.init} ({source.name} {source.sha256[:12]}): {summary(manifest)}")
-    absolute = {"model": str(source.path.resolve()) if Path(config.model).is_dir() else source.name}
+    resolved = {"pool": pool, "model": str(source.path.resolve()) if Path(config.model).is_dir() else source.name}
     if config.data not in BUNDLED and Path(config.data).exists():
-        absolute["data"] = str(Path(config.data).resolve())
-    return Setup(replace(config, **absolute), precision, source, tokenizer, data, model, manifest)
+        resolved["data"] = str(Path(config.data).resolve())
+    return Setup(replace(config, **resolved), precision, source, tokenizer, data, model, manifest)
 
 
 def train(config: TrainConfig, say: Say = print) -> Path:
