@@ -145,7 +145,7 @@ def advice(rows: Sequence[dict[str, Any]], bias_correction: bool) -> list[str]:
         *lines,
         f"  {rate}{'' if bias_correction else ', --bias-correction'} (Mosbach 2021, arXiv:2006.04884)",
         "  more examples a step, --batch-size or --accumulate: 16 or 32 were BERT's (Devlin 2018, arXiv:1810.04805)",
-        "  random starts: --init random:deep (DeepNorm and the mean, Wang 2022, arXiv:2203.00555), layerscale:0.1 (Touvron 2021,"
+        "  random starts: --init random:deep (Wang 2022, arXiv:2203.00555), layerscale:0.1 (Touvron 2021,"
         " arXiv:2103.17239), rezero (Bachlechner 2020, arXiv:2003.04887)",
         "  pretrained: --init reinit:K, K from 1 (Zhang 2021, arXiv:2006.05987)",
     ]
