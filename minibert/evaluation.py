@@ -33,11 +33,12 @@ def predict(model: BertClassifier, examples: Examples, precision: Precision, pad
     was_training = model.training
     model.eval()
     order = np.argsort([len(row) for row in examples.ids], kind="stable")
+    multiple = fast.length_multiple([examples])
     parts: list[tuple[Tensor, Tensor]] = []
     for rows in np.split(order, range(BATCH, len(order), BATCH)):
         with precision.autocast():
             if fast.takes_packed(model):
-                pooled = fast.pooled(model, pack(examples, rows, pad_id, fast.length_multiple([examples])))
+                pooled = fast.pooled(model, pack(examples, rows, pad_id, multiple))
             else:
                 pooled = model.bert(*collate(examples, rows, pad_id).to(precision.device)[:3])[1]
             parts.append((model.head(pooled).float().cpu(), pooled.float().cpu()))

@@ -85,6 +85,12 @@ def speed_up(model: BertClassifier) -> BertClassifier:
     return model
 
 
+def place(model: BertClassifier, device: torch.device) -> BertClassifier:
+    """Put a model on its device; on the CPU, sped up."""
+    model.to(device)
+    return speed_up(model) if device.type == "cpu" and ENABLED else model
+
+
 def takes_packed(model: BertClassifier) -> bool:
     return model.bert.layers[0].attention.attend is attend_packed
 

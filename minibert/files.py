@@ -37,6 +37,15 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
         beside.unlink(missing_ok=True)
 
 
+def write_cache(path: Path, write: Callable[[Path], Any]) -> None:
+    """As replace_file, in a folder that need not be there; a cache that cannot be written costs time, nothing else."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, write)
+    except OSError:
+        pass
+
+
 def write_json(path: Path, content: Any) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     replace_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))

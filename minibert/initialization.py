@@ -184,6 +184,10 @@ def deepnorm(start: Start) -> Origins:
     return origins
 
 
+def deepnorm_layer(count: int) -> dict[str, float | str | bool]:
+    return {"residual_scale": (2 * count) ** 0.25}
+
+
 def gated(start: Start) -> Origins:
     """As random, in layers x + g F(x) with a learned g: 0 at first (ReZero, Bachlechner et al. 2020, arXiv:2003.04887),
     or one g a channel that starts small (LayerScale, Touvron et al. 2021, arXiv:2103.17239). BERT's LayerNorms stay.
@@ -209,7 +213,7 @@ SCHEMES = {
     "random": Scheme(random, needs_weights=False),
     "random:truncated": Scheme(truncated, needs_weights=False),
     # What learned at lr 1e-4 and batch 2 where 12 layers of plain random went blind (docs/log.md, Starting weights).
-    "random:deep": Scheme(deepnorm, False, layer=lambda count: {"residual_scale": (2 * count) ** 0.25, "pool": "mean"}),
+    "random:deep": Scheme(deepnorm, False, layer=lambda count: {**deepnorm_layer(count), "pool": "mean"}),
     "xavier": Scheme(xavier, needs_weights=False),
     "mimetic": Scheme(mimetic, needs_weights=False),
     "reinit": Scheme(reinit, argument="K"),
@@ -221,7 +225,7 @@ SCHEMES = {
     "permute-layers": Scheme(permute_layers),
     "moments": Scheme(moments),
     "self-mlm": Scheme(self_mlm, False, "E", learns=True),
-    "deepnorm": Scheme(deepnorm, False, layer=lambda count: {"residual_scale": (2 * count) ** 0.25}),
+    "deepnorm": Scheme(deepnorm, False, layer=deepnorm_layer),
     # Admin in closed form (Liu et al. 2020, arXiv:2004.08249, with all branches of equal variance): 2.601 at N = 12.
     "admin": Scheme(
         random, False, layer=lambda count: {"residual_scale": math.sqrt((2 * count + 1) / math.log(2 * count + 1) - 1)}

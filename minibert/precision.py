@@ -66,6 +66,11 @@ class LossScaler:
         self.scale = scale if enabled else 1.0
         self.good_steps = 0
 
+    @property
+    def spent(self) -> bool:
+        """Whether gradients that are not finite cannot be mended by a smaller scale."""
+        return not self.enabled or self.scale < 2**-24
+
     def update(self, finite: bool) -> None:
         """Say of each step whether all its gradients were finite."""
         if not self.enabled:

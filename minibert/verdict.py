@@ -100,11 +100,11 @@ def entropy(shares: Tensor) -> float:
 
 
 def mean_cosine(vectors: Tensor) -> float | None:
-    """(n, D) float64 -> the mean cosine of the n (n - 1) pairs, from one sum: |sum u|^2 = sum |u|^2 + all pairs."""
+    """(n, D) -> the mean cosine of the n (n - 1) pairs, from one sum: |sum u|^2 = sum |u|^2 + all pairs."""
     n = len(vectors)
     if n < 2:
         return None
-    unit = F.normalize(vectors, dim=1)
+    unit = F.normalize(vectors.double(), dim=1)
     return ((unit.sum(dim=0).square().sum() - unit.square().sum()) / (n * (n - 1))).item()
 
 

@@ -18,9 +18,10 @@ from minibert.data.batches import Batch
 from minibert.errors import InputError
 from minibert.initialization import initialize, layer_config
 from minibert.lab import probe as module
-from minibert.lab.probe import cosine, format_probe, highest_rate, logit_figures, look, probe, spread, tolerance
+from minibert.lab.probe import format_probe, highest_rate, logit_figures, look, probe, spread, tolerance
 from minibert.model import BertClassifier
 from minibert.seeds import Seeds
+from minibert.verdict import mean_cosine
 
 LENGTHS = [9, 5, 7, 9, 6, 8]
 
@@ -46,8 +47,8 @@ def pairs(vectors):
 
 
 def test_cosine_by_hand():
-    assert cosine(torch.tensor([[1.0, 0], [0, 2], [3, 3]])).item() == pytest.approx(math.sqrt(2) / 3)
-    assert cosine(torch.tensor([[1.0, 2, 3]] * 4)).item() == pytest.approx(1, abs=1e-12)
+    assert mean_cosine(torch.tensor([[1.0, 0], [0, 2], [3, 3]])) == pytest.approx(math.sqrt(2) / 3)
+    assert mean_cosine(torch.tensor([[1.0, 2, 3]] * 4)) == pytest.approx(1, abs=1e-12)
 
 
 def test_spread_by_hand():

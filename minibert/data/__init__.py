@@ -19,7 +19,7 @@ from minibert.data.splits import SPLITS, split_rows
 from minibert.data.table import Table, read_texts
 from minibert.data.windows import Encoding, read_motion, read_windows
 from minibert.errors import InputError
-from minibert.files import replace_file
+from minibert.files import write_cache
 from minibert.seeds import Seeds
 from minibert.tokenizer import Tokenizer
 
@@ -122,11 +122,7 @@ def tokenize(
             "lengths": np.array([len(row) for row in ids]),
             "cut": np.array([cut]),
         }
-        try:
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(cached, lambda beside: save_file(flat, beside))
-        except OSError:
-            pass  # a cache that cannot be written costs time, nothing else
+        write_cache(cached, lambda beside: save_file(flat, beside))
     ends = np.cumsum(flat["lengths"])[:-1]
     types = None if pairs is None else np.split(flat["types"], ends)
     return np.split(flat["ids"], ends), types, int(flat["cut"][0])

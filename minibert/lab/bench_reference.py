@@ -12,10 +12,9 @@ import torch
 import transformers
 from torch.nn.utils.rnn import pad_sequence
 
-from minibert import sources
 from minibert.config import TrainConfig
 from minibert.data import Examples, load_dataset
-from minibert.lab.workloads import CASES, LR, PLANNED, WARMUP, Case, Step, bert_config, order, silent, timed
+from minibert.lab.workloads import CASES, LR, PLANNED, WARMUP, Case, Step, bert_config, order, small_model, timed
 from minibert.tokenizer import Tokenizer
 
 transformers.logging.set_verbosity_error()
@@ -26,9 +25,8 @@ def model_of(case: Case, attention: str) -> transformers.BertForSequenceClassifi
     if case.model == "base":
         config = transformers.BertConfig(num_labels=6, attn_implementation=attention)
         return transformers.BertForSequenceClassification(config)
-    path = sources.resolve(case.model, say=silent).path
     return transformers.BertForSequenceClassification.from_pretrained(
-        path, num_labels=bert_config(case).num_labels, attn_implementation=attention
+        small_model(), num_labels=bert_config(case).num_labels, attn_implementation=attention
     )
 
 
@@ -135,7 +133,7 @@ def decay_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
 def job(side: str, precision: str) -> None:
     """The README's main job: five epochs of the motion data at batch 2, validated after each."""
     case, config = CASES["job"], TrainConfig()
-    data = load_dataset(config, Tokenizer.load(sources.resolve(case.model, say=silent).path))
+    data = load_dataset(config, Tokenizer.load(small_model()))
     splits = [Rows(split, list(range(len(split)))) for split in (data.train, data.val)]
     with tempfile.TemporaryDirectory() as folder:
         arguments = settings(

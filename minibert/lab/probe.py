@@ -30,6 +30,7 @@ from minibert.model import BertClassifier
 from minibert.seeds import derive
 from minibert.training.loop import Say, prepare
 from minibert.training.optimizer import linear_schedule
+from minibert.verdict import mean_cosine
 
 # Read off runs of batch 2 with 12 layers 128 wide, and tried on others (docs/log.md, Probe).
 SHARE = 1 / 3  # of the spread over inputs: of runs that kept more at HORIZON, most recovered; of those with less, none
@@ -87,7 +88,7 @@ def probe(config: TrainConfig, inputs: int, say: Say = print) -> dict[str, Any]:
         "init": config.init, "model": setup.source.name, "data": setup.data.summary, "pool": model.config.pool,
         "inputs": inputs, "manifest": setup.manifest,
         "parts": [asdict(part) for part in look(model, batch, setup.manifest)],
-        "read": {"cosine": cosine(read).item(), "spread": spread(read)},
+        "read": {"cosine": mean_cosine(read), "spread": spread(read)},
         "logits": logit_figures(logits),
         "drift": tolerance(model, batch),
     }  # fmt: skip
@@ -167,9 +168,9 @@ def hidden_figures(seen: dict[tuple[str, str], Tensor], part: str, real: Tensor)
         return {}
     x = seen[part, "out"]
     figures = {
-        "tokens": torch.stack([cosine(tokens[own]) for tokens, own in zip(x, real)]).mean().item(),
-        "cls": cosine(x[:, 0]).item(),
-        "means": cosine(torch.stack([tokens[own].mean(dim=0) for tokens, own in zip(x, real)])).item(),
+        "tokens": sum(mean_cosine(tokens[own]) for tokens, own in zip(x, real)) / len(x),
+        "cls": mean_cosine(x[:, 0]),
+        "means": mean_cosine(torch.stack([tokens[own].mean(dim=0) for tokens, own in zip(x, real)])),
         "activation": x[real].norm(dim=-1).mean().item(),
     }
     for branch in ("attention", "feed_forward"):
@@ -183,13 +184,6 @@ def forward(model: BertClassifier, batch: Batch) -> tuple[Tensor, Tensor]:
     """What the head reads (B, D), and its logits (B, C)."""
     read = model.bert(*batch[:3])[1]
     return read, model.head(read)
-
-
-def cosine(vectors: Tensor) -> Tensor:
-    """(n, D) -> the mean cosine of all pairs of different rows."""
-    n = len(vectors)
-    total = F.normalize(vectors.double(), dim=1).sum(dim=0)  # its square: all pairs, and n ones
-    return (total @ total - n) / (n * (n - 1))
 
 
 def spread(vectors: Tensor) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +23,7 @@ LR = 1e-5
 
 
 class Case(NamedTuple):
-    """`texts`: the motion data, or English cut to lengths spread evenly from `shortest` to 256 or to 128 tokens."""
+    """`texts`: the motion data, or English cut to 128 tokens each or to lengths spread evenly from 16 to 256."""
 
     model: str  # minilm-l6, or bert-base's sizes from random weights
     batch: int
@@ -45,28 +47,30 @@ CASES = {
 def bert_config(case: Case) -> BertConfig:
     if case.model == "base":
         return BertConfig(num_labels=6)
-    return replace(checkpoint.read_config(sources.resolve(case.model, say=silent).path), num_labels=6)
+    return replace(checkpoint.read_config(small_model()), num_labels=6)
 
 
-def silent(text: str) -> None:
-    pass
+@cache
+def small_model() -> Path:
+    """minilm-l6's folder. Every look at it hashes 84 MB, so once."""
+    return sources.resolve("minilm-l6", say=lambda line: None).path
 
 
 def make_examples(case: Case) -> Examples:
     """Enough examples for the case's steps, the same in every process."""
-    tokenizer = Tokenizer.load(sources.resolve("minilm-l6", say=silent).path)
+    tokenizer = Tokenizer.load(small_model())
     if case.texts == "motion":
         return load_dataset(TrainConfig(), tokenizer).train
     import pydoc_data.topics  # English that every Python has: the articles of its language reference
 
     articles = "\n".join(pydoc_data.topics.topics[topic] for topic in sorted(pydoc_data.topics.topics))
-    ids = np.array(tokenizer.encode([articles], None, 10**7)[0][0][1:-1], np.int32)
+    encoded = np.array(tokenizer.encode([articles], None, 10**7)[0][0], np.int32)
+    cls, ids, sep = encoded[:1], encoded[1:-1], encoded[-1:]
     count = case.batch * (case.steps + WARMUP)
     lengths = np.full(count, 128) if case.texts == "128" else np.linspace(16, 256, count).round().astype(int)
     lengths = np.random.default_rng(0).permutation(lengths)
     starts = np.random.default_rng(1).integers(0, len(ids) - 256, count)
-    ends = (tokenizer.encode(["a"], None, 3)[0][0][0], tokenizer.encode(["a"], None, 3)[0][0][-1])
-    rows = [np.concatenate([ends[:1], ids[s : s + n - 2], ends[1:]]).astype(np.int32) for s, n in zip(starts, lengths)]
+    rows = [np.concatenate([cls, ids[s : s + n - 2], sep]) for s, n in zip(starts, lengths)]
     return Examples(rows, None, np.random.default_rng(2).integers(0, 6, count), np.arange(count))
 
 
@@ -75,10 +79,10 @@ def order(case: Case, examples: Examples) -> list[list[int]]:
     count = case.batch * (case.steps + WARMUP)
     rows = np.random.default_rng(3).permutation(len(examples))[:count]
     if case.what == "eval":
-        # every third of the sorted batches goes first, so that the uncounted ones are like the others
         rows = rows[np.argsort([len(examples.ids[i]) for i in rows], kind="stable")]
     batches = [rows[i : i + case.batch].tolist() for i in range(0, count, case.batch)]
     if case.what == "eval":
+        # shuffled, so that the uncounted ones are like the others
         batches = [batches[i] for i in np.random.default_rng(4).permutation(len(batches))]
     return batches
 

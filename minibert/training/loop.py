@@ -27,7 +27,7 @@ from minibert.seeds import Seeds, derive
 from minibert.tokenizer import Tokenizer
 from minibert.training import run
 from minibert.training.mlm import self_mlm
-from minibert.training.optimizer import WORTH_COMPILING, AdamW, linear_schedule, warmup_steps
+from minibert.training.optimizer import WORTH_COMPILING, AdamW, clipped_step, linear_schedule, warmup_steps
 from minibert.training.progress import Progress, duration
 from minibert.training.rows import OccurringRows
 from minibert.verdict import advice, in_words, streak
@@ -170,7 +170,7 @@ def fit(setup: Setup, path: Path, state: tuple[dict, dict] | None, say: Say) -> 
                 result = training_step(model, optimizer, micro, lr, config.clip, setup.precision, scaler)
                 if not result.stepped:
                     skipped += 1
-                    if not scaler.enabled or scaler.scale < 2**-24:
+                    if scaler.spent:
                         bar.clear()
                         raise InputError(
                             f"the gradient is not finite at step {progress['step'] + 1} (lr {lr:.2g});"
@@ -229,18 +229,14 @@ def assemble(
     say: Say = print,
 ) -> Machine:
     """The model on its device with all that makes `total` steps fast there, and where `state` left it."""
-    device = precision.device
     rows = OccurringRows(model, splits)
     small = [rows.renumber(split) for split in splits]
-    model.to(device)
-    half = {}
+    fast.place(model, precision.device)
     if state is not None:
         model.load_state_dict(part(state, "model."))
-    quick = device.type == "cpu" and fast.ENABLED
-    if quick:
-        fast.speed_up(model)
-        if config.accumulate == 1:  # bf16 is too coarse to add gradients up in
-            half = fast.half_weights(model, precision)
+    quick = fast.takes_packed(model)
+    # bf16 is too coarse to add the gradients of several batches up in
+    half = fast.half_weights(model, precision) if quick and config.accumulate == 1 else {}
     optimizer = AdamW(
         model.named_parameters(), weight_decay=config.weight_decay, bias_correction=config.bias_correction, half=half
     )
@@ -251,7 +247,8 @@ def assemble(
             say(f"the optimizer stays uncompiled, up to a third slower a step: {why_not}")
         multiple = fast.length_multiple(small)
         return Machine(model, optimizer, rows, small, lambda split, part: pack(split, part, rows.pad_id, multiple))
-    return Machine(model, optimizer, rows, small, lambda split, part: collate(split, part, rows.pad_id).to(device))
+    padded = lambda split, part: collate(split, part, rows.pad_id).to(precision.device)  # noqa: E731
+    return Machine(model, optimizer, rows, small, padded)
 
 
 def part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
@@ -314,13 +311,8 @@ def training_step(
         (loss * (scaler.scale / count)).backward()
         losses.append(loss.detach())
         correct.append((logits.detach().argmax(dim=1) == batch.labels).sum())
-    norm = optimizer.gradient_norm() / scaler.scale
-    finite = math.isfinite(norm)
-    if finite:
-        clipping = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
-        optimizer.step(lr, clipping / scaler.scale)
-    scaler.update(finite)
-    return StepResult(torch.stack(losses).sum(), torch.stack(correct).sum(), count, finite)
+    stepped = clipped_step(optimizer, lr, clip, scaler)
+    return StepResult(torch.stack(losses).sum(), torch.stack(correct).sum(), count, stepped)
 
 
 class Tally:

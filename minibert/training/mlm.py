@@ -25,13 +25,13 @@ from minibert import fast
 from minibert.data import Examples, cache_folder
 from minibert.data.batches import Batch, batches
 from minibert.errors import InputError
-from minibert.files import replace_file
+from minibert.files import write_cache
 from minibert.initialization import draw, stream
 from minibert.model import ACTIVATIONS, Bert, BertClassifier, BertConfig
 from minibert.precision import LossScaler, Precision
 from minibert.seeds import derive
 from minibert.tokenizer import SPECIAL, Tokenizer
-from minibert.training.optimizer import AdamW, linear_schedule, warmup_steps
+from minibert.training.optimizer import AdamW, clipped_step, linear_schedule, warmup_steps
 from minibert.training.progress import Progress, duration
 from minibert.training.rows import OccurringRows
 
@@ -132,11 +132,7 @@ def self_mlm(
         pass
     say(f"self-mlm: {text}, {recipe.batch_size} a step, lr {recipe.lr:g}")
     state = learn(config, texts, tokenizer, epochs, recipe, precision, say)
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(cached, lambda beside: save_file(state, beside))
-    except OSError:
-        pass  # a cache that cannot be written costs time, nothing else
+    write_cache(cached, lambda beside: save_file(state, beside))
     return state
 
 
@@ -177,9 +173,7 @@ def learn(
     model.head = MaskedWordHead(config, len(words))
     with torch.no_grad():
         draw(model.head, config.initializer_range, stream(SEED, "self-mlm head"))
-    if precision.device.type == "cpu":
-        fast.speed_up(model)
-    model.to(precision.device).train()
+    fast.place(model, precision.device).train()
     optimizer = AdamW(model.named_parameters(), weight_decay=recipe.weight_decay)
     scaler = LossScaler(precision.name == "fp16")
     total = epochs * math.ceil(len(split) / recipe.batch_size)
@@ -201,15 +195,10 @@ def learn(
                     optimizer.zero_grad()
                     loss = masked_loss(model, masked, chosen, words, target, precision)
                     (loss * scaler.scale).backward()
-                    norm = optimizer.gradient_norm() / scaler.scale
-                    finite = math.isfinite(norm)
-                    if finite:
-                        rate = recipe.lr * linear_schedule(optimizer.steps, total, warmup)
-                        optimizer.step(rate, min(1.0, recipe.clip / (norm + 1e-6)) / scaler.scale)
-                    elif not scaler.enabled or scaler.scale < 2**-24:
+                    rate = recipe.lr * linear_schedule(optimizer.steps, total, warmup)
+                    if not clipped_step(optimizer, rate, recipe.clip, scaler) and scaler.spent:
                         bar.clear()
                         raise InputError(f"--init self-mlm: the gradient is not finite at step {optimizer.steps + 1}")
-                    scaler.update(finite)
                     loss_sum = loss_sum + loss.detach() * len(target)
                     count += len(target)
                 bar.advance(len(ids), lambda: f"self-mlm {epoch}/{epochs}  loss {loss_sum / max(1, count):.3f}")  # noqa: B023

@@ -10,7 +10,7 @@ from minibert.checkpoint import load_classifier
 from minibert.data import load_dataset
 from minibert.errors import InputError
 from minibert.evaluation import predict, report
-from minibert.fast import speed_up
+from minibert.fast import place
 from minibert.files import replace_file
 from minibert.precision import choose_device, choose_precision
 from minibert.tokenizer import Tokenizer
@@ -35,7 +35,7 @@ def evaluate_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if data.sha256 != was["sha256"]:
         raise InputError(f"{config.data} changed since {path} was trained (SHA-256 {was['sha256'][:12]} then)")
     precision = choose_precision(content["precision"], choose_device())
-    model = model.to(precision.device) if precision.device.type != "cpu" else speed_up(model)
+    place(model, precision.device)
     reports, predictions = {}, []
     for name, split in (("val", data.val), ("test", data.test)):
         outputs = predict(model, split, precision, model.config.pad_token_id)
