@@ -32,19 +32,22 @@ def predict(model: BertClassifier, examples: Examples, precision: Precision, pad
     """The logits of all `examples`, and the vectors behind them. Batches by length, so that little is padded."""
     was_training = model.training
     model.eval()
-    order = np.argsort([len(row) for row in examples.ids], kind="stable")
-    multiple = fast.length_multiple([examples])
+    lengths = np.array([len(row) for row in examples.ids])
+    order = np.argsort(lengths, kind="stable")
     parts: list[tuple[Tensor, Tensor]] = []
-    for rows in np.split(order, range(BATCH, len(order), BATCH)):
-        with precision.autocast():
-            if fast.takes_packed(model):
-                pooled = fast.pooled(model, pack(examples, rows, pad_id, multiple))
-            else:
+    with precision.autocast():
+        if fast.takes_packed(model):
+            half, multiple = fast.half_weights(model, precision), fast.length_multiple([examples])
+            for portion in fast.portions(lengths[order]):
+                batch = pack(examples, order[portion], pad_id, multiple)
+                parts.append(fast.classify(model, batch, half))
+        else:
+            for rows in np.split(order, range(BATCH, len(order), BATCH)):
                 pooled = model.bert(*collate(examples, rows, pad_id).to(precision.device)[:3])[1]
-            parts.append((model.head(pooled).float().cpu(), pooled.float().cpu()))
+                parts.append((model.head(pooled), pooled))
     model.train(was_training)
     back = np.argsort(order)
-    logits, vectors = (torch.cat(part)[back] for part in zip(*parts))
+    logits, vectors = (torch.cat(part).float().cpu()[back] for part in zip(*parts))
     return Outputs(logits, vectors, is_shut(model.bert))
 
 

@@ -9,12 +9,14 @@ import pytest
 import torch
 from conftest import TINY, perturbed
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minibert import fast
 from minibert.config import TrainConfig
 from minibert.data import Examples
 from minibert.data.batches import collate, pack
-from minibert.fast import BitDropout, half_weights, logits, speed_up
+from minibert.evaluation import predict
+from minibert.fast import BitDropout, classify, half_weights, portions, speed_up
 from minibert.model import BertClassifier
 from minibert.precision import LossScaler, Precision
 from minibert.training import loop
@@ -34,6 +36,10 @@ KINDS = {
     "prenorm": {"norm_first": True},
     "one layer": {"num_hidden_layers": 1},
 }
+
+
+def logits(*arguments):
+    return classify(*arguments)[0]
 
 
 def examples(lengths=LENGTHS, types=False):
@@ -112,6 +118,42 @@ def test_a_model_that_was_sped_up_takes_padded_batches_as_before():
     quick = speed_up(copy.deepcopy(plain))
     batch = collate(examples(), range(7))
     assert torch.equal(quick(*batch[:3]), plain(*batch[:3]))
+
+
+def test_torchs_fused_attention_takes_padded_runs():
+    """A mask of the wrong number of dimensions sends it another way without a word, at twice the time."""
+    data, model = examples(), speed_up(classifier()).eval()
+    batch = pack(data, range(7), multiple=4)
+    assert any(run.mask is not None for run in batch.runs)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # raises where it cannot be taken
+        alone = logits(model, batch)
+    torch.testing.assert_close(alone, logits(model, pack(data, range(7))), rtol=1e-5, atol=1e-5)
+
+
+def test_portions_are_all_of_it_in_order_and_not_much_too_large(monkeypatch):
+    monkeypatch.setattr(fast, "PORTION", 20)
+    lengths = np.random.default_rng(0).integers(1, 9, 100)
+    cuts = portions(lengths)
+    assert [i for cut in cuts for i in range(100)[cut]] == list(range(100))
+    sizes = [lengths[cut].sum() for cut in cuts]
+    assert max(sizes) < 20 + 8
+    assert min(sizes[:-1]) > 20 - 8
+    assert [len(lengths[cut]) for cut in portions(np.array([50, 3, 50]))] == [2, 1]
+    assert portions(lengths[:1]) == [slice(0, 1)]
+
+
+@pytest.mark.parametrize("precision", [FP32, BF16])
+def test_predictions_in_portions_are_those_of_the_whole(precision, monkeypatch):
+    model, data = speed_up(classifier()), examples()
+    whole = predict(model, data, precision)
+    monkeypatch.setattr(fast, "PORTION", 10)
+    calls = []
+    monkeypatch.setattr(fast, "classify", lambda *a: calls.append(a) or classify(*a))
+    parts = predict(model, data, precision)
+    assert len(calls) > 3
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if precision is FP32 else {"rtol": 0.02, "atol": 0.02}
+    for a, b in zip(parts[:2], whole[:2]):
+        torch.testing.assert_close(a, b, **tolerance)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -256,12 +298,12 @@ def test_the_compiled_update_is_the_plain_one(precision):
         optimizer = AdamW(model.named_parameters(), weight_decay=0.1, half=half)
         if compiled:
             assert optimizer.compile() is None
-            real = optimizer.fused
-            optimizer.fused = lambda *arguments: (calls.append(arguments[0].numel()), real(*arguments))  # noqa: B023
+            real = optimizer.update
+            optimizer.update = lambda *a, **k: (calls.append(a[0].numel()), real(*a, **k))  # noqa: B023
         for _ in range(4):
             training_step(model, optimizer, [pack(examples(), range(7))], 1e-3, 1.0, precision, LossScaler(False))
-    assert len(calls) == 4 * 10  # four matrices a layer, the words, the pooler
-    assert min(calls) == 128 * 128
+    # four matrices a layer, words, positions, the pooler; joined: the rest of the tables, biases, the head if a copy
+    assert len(calls) == 4 * (11 + 2 + (precision is BF16))
     for (name, a), b in zip(models[0].named_parameters(), models[1].parameters()):
         if name.endswith("qkv.bias"):  # the keys' part has no gradient but rounding, which Adam enlarges
             a, b = (torch.cat([t[:128], t[256:]]) for t in (a, b))

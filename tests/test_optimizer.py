@@ -36,6 +36,22 @@ def test_pieces_change_nothing(monkeypatch):
         assert torch.equal(a, b)
 
 
+def test_joining_small_parameters_changes_nothing(monkeypatch):
+    joined, single = model_with_gradients(), model_with_gradients()
+    together = AdamW(joined.named_parameters(), lr=0.1)
+    monkeypatch.setattr(module, "SMALL", 0)
+    apart = AdamW(single.named_parameters(), lr=0.1)
+    assert len(together.groups) < len(apart.groups) == len(list(single.parameters()))
+    for _ in range(2):
+        together.step()
+        apart.step()
+    for a, b in zip(joined.parameters(), single.parameters()):
+        assert torch.equal(a, b)
+    assert together.state_dict().keys() == apart.state_dict().keys()
+    for name, moment in apart.state_dict().items():
+        assert torch.equal(moment, together.state_dict()[name]), name
+
+
 def test_gradient_scale_is_a_scaled_gradient():
     scaled, by_hand = model_with_gradients(), model_with_gradients()
     AdamW(scaled.named_parameters(), lr=0.1).step(grad_scale=0.25)

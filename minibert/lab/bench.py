@@ -171,12 +171,14 @@ def our_step(case: Case, examples: Examples, precision_name: str) -> Step:
     model = our_model(case)
     if case.what == "eval":
         fast.speed_up(model.eval())
-        multiple = fast.length_multiple([examples])
+        half, multiple = fast.half_weights(model, precision), fast.length_multiple([examples])
+        lengths = np.array([len(row) for row in examples.ids])
 
         @torch.inference_mode()
         def evaluate(rows: list[int]) -> None:
-            with precision.autocast():
-                fast.logits(model, pack(examples, rows, multiple=multiple))
+            for portion in fast.portions(lengths[rows]):
+                with precision.autocast():
+                    fast.classify(model, pack(examples, rows[portion], multiple=multiple), half)
 
         return lambda started: timed(evaluate, order(case, examples), started)
     config = TrainConfig(batch_size=case.batch, lr=LR)

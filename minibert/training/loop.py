@@ -303,7 +303,7 @@ def training_step(
     for batch in micro_batches:
         with precision.autocast():
             if isinstance(batch, PackedBatch):
-                logits = fast.logits(model, batch, optimizer.half)
+                logits, _ = fast.classify(model, batch, optimizer.half)
             else:
                 logits = model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
         loss = F.cross_entropy(logits.float(), batch.labels, reduction="sum")

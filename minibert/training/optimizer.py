@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from itertools import repeat
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +14,21 @@ from minibert.precision import LossScaler
 # to the next: 44 ms -> 20 ms a step for the 11 million weights of a 6x384 encoder.
 PIECE = 1 << 17
 
+# Parameters of fewer elements, biases above all, are updated joined: calling the update takes longer than their work.
+# 11.6 ms a step -> 8.9 for the same encoder, compiled.
+SMALL = 1 << 13
+
 # Compiled, the update is one pass over memory, but compiling takes seconds, about what it saves over this many updates
 # of one element. Shorter runs stay as they are.
 WORTH_COMPILING = 5e9
 
 
-def update(w: Tensor, grad: Tensor, m: Tensor, v: Tensor, half: Tensor | None, numbers: Tensor) -> None:
+def update(w: Tensor, grad: Tensor, m: Tensor, v: Tensor, half: Tensor | None = None, *, numbers: Tensor) -> None:
     """AdamW for some elements: weights, gradient, first and second moment, in place; `half` is the weights in bf16.
 
     `numbers` are 1 - beta1, 1 - beta2, what decay leaves of a weight, the rate, eps and the factor on the gradient.
     """
-    rest1, rest2, kept, rate, eps, grad_scale = numbers.unbind()
+    rest1, rest2, kept, rate, eps, grad_scale = numbers.to(w.dtype).unbind()
     g = grad.float() * grad_scale
     m.add_((g - m) * rest1)
     v.add_((g * g - v) * rest2)
@@ -35,8 +38,13 @@ def update(w: Tensor, grad: Tensor, m: Tensor, v: Tensor, half: Tensor | None, n
 
 
 def square_sum(grad: Tensor) -> Tensor:
-    flat = grad.float().reshape(-1)
-    return torch.dot(flat, flat)
+    """Of one row of elements, added up in float32."""
+    return torch.dot(flat := grad.float(), flat)
+
+
+def join(tensors: list[Tensor]) -> Tensor:
+    """All elements in one row: of a single tensor a view, of more a copy."""
+    return torch.cat([t.reshape(-1) for t in tensors]) if len(tensors) > 1 else tensors[0].reshape(-1)
 
 
 class AdamW:
@@ -69,11 +77,15 @@ class AdamW:
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
         self.bias_correction = bias_correction
         self.half = half or {}
-        self.fused: Callable[..., None] | None = None
+        self.update, self.compiled = update, False
         self.steps = 0
         self.shrinkage = 1.0
         self.exp_avg = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self.parameters.items()}
         self.exp_avg_sq = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self.parameters.items()}
+        kinds: dict[object, list[str]] = {}  # the small parameters that are treated alike, and each large one
+        for name, p in self.parameters.items():
+            kinds.setdefault(name if p.numel() >= SMALL else (self.decays(name), name in self.half), []).append(name)
+        self.groups = list(kinds.values())
 
     def decays(self, name: str) -> bool:
         return self.parameters[name].dim() >= 2
@@ -82,23 +94,23 @@ class AdamW:
         """Fuse the update into one pass over memory. Returns why not, where there is no compiler or it fails."""
         try:
             fused = torch.compile(update, dynamic=True)
-            for half in [None, torch.zeros(64).bfloat16()] if self.half else [None]:
-                w, m, v = torch.zeros(3, 64)
-                grad = w.clone() if half is None else half.clone()
-                fused(w, grad, m, v, half, torch.ones(6, dtype=torch.float64))
+            for half in [[], [torch.zeros(64).bfloat16()]] if self.half else [[]]:
+                w, grad, m, v = torch.zeros(4, 64)
+                grad = grad.bfloat16() if half else grad
+                fused(w, grad, m, v, *half, numbers=torch.ones(6, dtype=torch.float64))
         except Exception as error:  # whatever a compiler may say
             return (str(error).strip() or type(error).__name__).splitlines()[0]
-        self.fused = fused
+        self.update, self.compiled = fused, True
         return None
 
-    def gradients(self) -> dict[str, Tensor]:
-        """{name: gradient} of the parameters that have one."""
-        owners = ((name, self.half.get(name, p)) for name, p in self.parameters.items())
-        return {name: owner.grad for name, owner in owners if owner.grad is not None}
+    def gradients(self) -> list[Tensor]:
+        """Of each group in one row, zeros where there is none; in bfloat16 if it arrived at a copy."""
+        owners = [[self.half.get(name, self.parameters[name]) for name in names] for names in self.groups]
+        return [join([torch.zeros_like(p) if p.grad is None else p.grad for p in group]) for group in owners]
 
     def gradient_norm(self) -> float:
         """The norm of all gradients together."""
-        return torch.stack([square_sum(g) for g in self.gradients().values()]).sum().sqrt().item()
+        return torch.stack([square_sum(grad) for grad in self.gradients()]).sum().sqrt().item()
 
     def zero_grad(self) -> None:
         for p in (*self.parameters.values(), *self.half.values()):
@@ -119,21 +131,20 @@ class AdamW:
         # w -= lr * (m / correction1) / (sqrt(v / correction2) + eps), with the corrections drawn out of the quotient
         rate = lr * math.sqrt(correction2) / correction1
         eps = self.eps * math.sqrt(correction2)
-        gradients = self.gradients()
         numbers = {
             decays: torch.tensor([1 - beta1, 1 - beta2, kept, rate, eps, grad_scale], dtype=torch.float64)
             for decays, kept in ((True, 1 - lr * self.weight_decay), (False, 1.0))
         }
-        for name, p in self.parameters.items():
-            grad = gradients[name] if name in gradients else torch.zeros_like(p)
-            flat = [p.view(-1), grad.reshape(-1), self.exp_avg[name].view(-1), self.exp_avg_sq[name].view(-1)]
-            half = self.half[name].view(-1) if name in self.half else None
-            if self.fused is not None and p.numel() > PIECE >> 4:  # calling it takes as long as small updates do
-                self.fused(*flat, half, numbers[self.decays(name)])
-                continue
-            pieces = [t.split(PIECE) for t in flat]
-            for *piece, copy in zip(*pieces, repeat(None) if half is None else half.split(PIECE)):
-                update(*piece, copy, numbers[self.decays(name)])
+        for names, grad in zip(self.groups, self.gradients()):
+            sources = [self.parameters, self.exp_avg, self.exp_avg_sq] + [self.half] * (names[0] in self.half)
+            tensors = [[source[name].view(-1) for name in names] for source in sources]
+            w, *rest = joined = [join(column) for column in tensors]
+            size = w.numel() if self.compiled else PIECE
+            for piece in zip(*[t.split(size) for t in (w, grad, *rest)]):
+                self.update(*piece, numbers=numbers[self.decays(names[0])])
+            if len(names) > 1:  # what was joined is a copy
+                for column, new in zip(tensors, joined):
+                    torch._foreach_copy_(column, new.split([t.numel() for t in column]))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Flat, tensors only: `exp_avg.NAME`, `exp_avg_sq.NAME`, `step`, `shrinkage`."""
