@@ -49,6 +49,8 @@ def test_training_the_occurring_rows_equals_training_all():
     optimizer = train(small, rows.renumber(examples()), rows.pad_id)
     with rows.whole(optimizer.shrinkage) as whole:
         for (name, a), b in zip(full.state_dict().items(), whole.state_dict().values()):
+            if name.endswith("qkv.bias"):  # the keys' part has no gradient but rounding, which Adam enlarges
+                a, b = (torch.cat([t[:24], t[48:]]) for t in (a, b))
             torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6, msg=name)
         idle = [i for i in range(TINY.vocab_size) if i not in rows.ids]
         start = model().bert.embeddings.word.weight
