@@ -10,6 +10,7 @@ from minibert.data import Examples
 from minibert.data.batches import collate
 from minibert.model import BertClassifier
 from minibert.precision import LossScaler, choose_precision
+from minibert.training import optimizer as optimizer_module
 from minibert.training.loop import training_step
 from minibert.training.optimizer import AdamW
 from minibert.training.rows import OccurringRows
@@ -40,7 +41,9 @@ def train(net, data, pad_id):
     return optimizer
 
 
-def test_training_the_occurring_rows_equals_training_all():
+def test_training_the_occurring_rows_equals_training_all(monkeypatch):
+    # Joined, the norm is summed in another order, and the keys' biases, whose gradient is rounding, follow that.
+    monkeypatch.setattr(optimizer_module, "SMALL", 0)
     full = model()
     small = copy.deepcopy(full)
     train(full, examples(), 0)
@@ -49,8 +52,6 @@ def test_training_the_occurring_rows_equals_training_all():
     optimizer = train(small, rows.renumber(examples()), rows.pad_id)
     with rows.whole(optimizer.shrinkage) as whole:
         for (name, a), b in zip(full.state_dict().items(), whole.state_dict().values()):
-            if name.endswith("qkv.bias"):  # the keys' part has no gradient but rounding, which Adam enlarges
-                a, b = (torch.cat([t[:24], t[48:]]) for t in (a, b))
             torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6, msg=name)
         idle = [i for i in range(TINY.vocab_size) if i not in rows.ids]
         start = model().bert.embeddings.word.weight
