@@ -1,4 +1,8 @@
-"""The one error that a user can cause and mend."""
+"""The one error that a user can cause and mend, and how users are told things."""
+
+from collections.abc import Callable
+
+Say = Callable[[str], None]  # takes one line for the user
 
 
 class InputError(ValueError):

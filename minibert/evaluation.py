@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -9,14 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minibert import fast
 from minibert.data import Examples
-from minibert.data.batches import collate, pack
-from minibert.model import BertClassifier
-from minibert.precision import Precision
+from minibert.engine.network import Network
 from minibert.verdict import is_shut, judge
-
-BATCH = 64
 
 
 class Outputs(NamedTuple):
@@ -28,26 +24,23 @@ class Outputs(NamedTuple):
 
 
 @torch.no_grad()
-def predict(model: BertClassifier, examples: Examples, precision: Precision, pad_id: int = 0) -> Outputs:
-    """The logits of all `examples`, and the vectors behind them. Batches by length, so that little is padded."""
-    was_training = model.training
+def predict(network: Network, examples: Examples, rows: Sequence[int] | None = None) -> Outputs:
+    """The logits of the examples at `rows` (None: all), and the vectors behind them. In portions by length, so that
+    little is padded.
+    """
+    model, was_training = network.model, network.model.training
     model.eval()
-    lengths = np.array([len(row) for row in examples.ids])
+    rows = np.arange(len(examples)) if rows is None else np.asarray(rows)
+    lengths = np.array([len(examples.ids[i]) for i in rows])
     order = np.argsort(lengths, kind="stable")
     parts: list[tuple[Tensor, Tensor]] = []
-    with precision.autocast():
-        if fast.takes_packed(model):
-            half, multiple = fast.half_weights(model, precision), fast.length_multiple([examples])
-            for portion in fast.portions(lengths[order]):
-                batch = pack(examples, order[portion], pad_id, multiple)
-                parts.append(fast.classify(model, batch, half))
-        else:
-            for rows in np.split(order, range(BATCH, len(order), BATCH)):
-                pooled = model.bert(*collate(examples, rows, pad_id).to(precision.device)[:3])[1]
-                parts.append((model.head(pooled), pooled))
+    with network.autocast():
+        for portion in network.portions(lengths[order]):
+            batch = network.batch(examples, rows[order[portion]].tolist())
+            parts.append(tuple(part.float().cpu() for part in network(batch)))
     model.train(was_training)
     back = np.argsort(order)
-    logits, vectors = (torch.cat(part).float().cpu()[back] for part in zip(*parts))
+    logits, vectors = (torch.cat(part)[back] for part in zip(*parts))
     return Outputs(logits, vectors, is_shut(model.bert))
 
 

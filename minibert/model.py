@@ -12,7 +12,9 @@ layer, the poolers, the encoder (`Bert`), the head and the classifier (`BertClas
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +29,9 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
 }
+
+Dropout = Callable[[float], nn.Module]  # a rate -> the module: nn.Dropout, or another way to draw the same
+Attend = Callable[[Tensor, Tensor, Tensor, nn.Module], Tensor]  # as `attend` below
 
 # Published fields that would make another network, with the only value this one implements.
 FIXED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
@@ -116,13 +121,13 @@ class BertConfig:
 class Embeddings(nn.Module):
     """Word + token type + position, LayerNorm, dropout (Devlin et al. 2018, section 3 and figure 2)."""
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: BertConfig, dropout: Dropout = nn.Dropout) -> None:
         super().__init__()
         self.word = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = dropout(config.hidden_dropout_prob)
 
     def forward(
         self, input_ids: Tensor, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None
@@ -136,7 +141,7 @@ class Embeddings(nn.Module):
         return self.dropout(self.norm(self.word(input_ids) + types + positions))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: nn.Dropout) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Module, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(H)) v, with dropout on the weights (Vaswani et al. 2017, equation 1).
 
     q (B, N, Q, H), k and v (B, N, S, H), mask (B, 1, 1, S) bool, True where a token may be attended to -> (B, N, Q, H).
@@ -156,29 +161,32 @@ class SelfAttention(nn.Module):
     product instead of three.
     """
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: BertConfig, dropout: Dropout = nn.Dropout) -> None:
         super().__init__()
         self.heads = config.num_attention_heads
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.dropout = dropout(config.attention_probs_dropout_prob)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
-        self.attend = attend
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, read: Any = None) -> Tensor:
-        """x (B, S, D); mask (B, 1, 1, S) bool, True where a token may be attended to, None: no padding; read: an index
-        into x of the tokens that are wanted, None: all.
+    def forward(self, x: Tensor, attend: Attend = attend, queries: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            x: (B, S, D), the tokens that are attended to.
+            attend: (B, N, Q, H), (B, N, S, H), (B, N, S, H) and the dropout on the weights -> (B, N, Q, H). It knows
+                which token may see which; a mask, where there is one, is bound to it.
+            queries: (B, Q, D), the tokens that attend; None: all of x.
 
         Returns:
-            As x[read], before the residual add and LayerNorm.
+            (B, Q, D), before the residual add and LayerNorm.
         """
-        if read is None:
+        if queries is None:
             q, k, v = self.qkv(x).chunk(3, dim=-1)
-        else:  # keys and values of all tokens, queries of some
+        else:
             D = x.shape[-1]
             (Wq, Wkv), (bq, bkv) = self.qkv.weight.split([D, 2 * D]), self.qkv.bias.split([D, 2 * D])
-            q, (k, v) = F.linear(x[read], Wq, bq), F.linear(x, Wkv, bkv).chunk(2, dim=-1)
+            q, (k, v) = F.linear(queries, Wq, bq), F.linear(x, Wkv, bkv).chunk(2, dim=-1)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for t in (q, k, v))  # (B, N, S, H)
-        return self.output(self.attend(q, k, v, mask, self.dropout).transpose(-2, -3).flatten(-2))
+        return self.output(attend(q, k, v, self.dropout).transpose(-2, -3).flatten(-2))
 
 
 class FeedForward(nn.Module):
@@ -215,24 +223,25 @@ class Layer(nn.Module):
     The config's last three fields make other layers of it, for starts that need them (initialization.py).
     """
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: BertConfig, dropout: Dropout = nn.Dropout) -> None:
         super().__init__()
-        self.attention = SelfAttention(config)
+        self.attention = SelfAttention(config, dropout)
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = dropout(config.hidden_dropout_prob)
         self.attention_gate = GATES[config.branch_gate](config.hidden_size)
         self.feed_forward_gate = GATES[config.branch_gate](config.hidden_size)
         self.norm_first, self.residual_scale = config.norm_first, config.residual_scale
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, read: Any = None) -> Tensor:
-        """x (B, S, D); mask and read as in SelfAttention -> as x[read]."""
-        skip = x if read is None else x[read]
+    def forward(self, x: Tensor, attend: Attend = attend, queries: Tensor | None = None) -> Tensor:
+        """x (B, S, D), attend and queries (B, Q, D) as in SelfAttention -> as queries, or as x where there are none."""
+        skip = x if queries is None else queries
         if self.norm_first:
-            x = self.add(skip, self.attention_gate(self.attention(self.attention_norm(x), mask, read)))
+            asking = None if queries is None else self.attention_norm(queries)
+            x = self.add(skip, self.attention_gate(self.attention(self.attention_norm(x), attend, asking)))
             return self.add(x, self.feed_forward_gate(self.feed_forward(self.feed_forward_norm(x))))
-        x = self.attention_norm(self.add(skip, self.attention_gate(self.attention(x, mask, read))))
+        x = self.attention_norm(self.add(skip, self.attention_gate(self.attention(x, attend, queries))))
         return self.feed_forward_norm(self.add(x, self.feed_forward_gate(self.feed_forward(x))))
 
     def add(self, x: Tensor, branch: Tensor) -> Tensor:
@@ -272,11 +281,11 @@ POOLERS = {"cls": ClsPooler, "mean": MeanPooler}
 class Bert(nn.Module):
     """The encoder. It starts from BERT's own random weights; see checkpoint.py to load published ones."""
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: BertConfig, dropout: Dropout = nn.Dropout) -> None:
         super().__init__()
         self.config = config
-        self.embeddings = Embeddings(config)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.embeddings = Embeddings(config, dropout)
+        self.layers = nn.ModuleList(Layer(config, dropout) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if config.norm_first else nn.Identity()
         self.pooler = POOLERS[config.pool](config)
         self.apply(lambda module: init_weights(module, config.initializer_range))
@@ -297,19 +306,27 @@ class Bert(nn.Module):
             ValueError: more tokens than the config has positions.
         """
         mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]  # (B, 1, 1, S)
-        x = self.embeddings(input_ids, token_type_ids)
-        for layer in self.layers:
-            x = layer(x, mask)
-        x = self.norm(x)
+        x = self.encode(
+            self.embeddings(input_ids, token_type_ids), attend if mask is None else partial(attend, mask=mask)
+        )
         return x, self.pooler(x, mask)
+
+    def encode(self, x: Tensor, attend: Attend = attend, read: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Embedded tokens (B, S, D) through all layers -> hidden states. `read` picks from x the tokens that are wanted
+        of the last layer, which is computed for them alone; None: all.
+        """
+        *lower, last = self.layers
+        for layer in lower:
+            x = layer(x, attend)
+        return self.norm(last(x, attend, None if read is None else read(x)))
 
 
 class ClassificationHead(nn.Module):
     """Dropout, then one linear map: (B, D) -> (B, C)."""
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: BertConfig, dropout: Dropout = nn.Dropout) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(config.head_dropout)
+        self.dropout = dropout(config.head_dropout)
         self.linear = nn.Linear(config.hidden_size, config.num_labels)
         self.apply(lambda module: init_weights(module, config.initializer_range))
 
@@ -324,13 +341,20 @@ class BertClassifier(nn.Module):
         config: its `num_labels` is the number of classes C.
         head: any module from (B, D) to (B, C); None: a `ClassificationHead`.
         pool: "cls" or "mean", in place of the config's.
+        dropout: makes the dropout modules of the encoder and of the default head (engine/dropout.py has others).
     """
 
-    def __init__(self, config: BertConfig, head: nn.Module | None = None, pool: str | None = None) -> None:
+    def __init__(
+        self,
+        config: BertConfig,
+        head: nn.Module | None = None,
+        pool: str | None = None,
+        dropout: Dropout = nn.Dropout,
+    ) -> None:
         super().__init__()
         self.config = config if pool is None else replace(config, pool=pool)
-        self.bert = Bert(self.config)
-        self.head = ClassificationHead(self.config) if head is None else head
+        self.bert = Bert(self.config, dropout)
+        self.head = ClassificationHead(self.config, dropout) if head is None else head
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None

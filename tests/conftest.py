@@ -3,13 +3,20 @@
 import os
 import string
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from minibert.checkpoint import save_pretrained
-from minibert.model import Bert, BertConfig
+from minibert.engine.network import Padded
+from minibert.engine.optimizer import LossScaler
+from minibert.engine.step import State, Sums, step
+from minibert.model import Bert, BertConfig, attend
+from minibert.training import loop
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # train.py and eval.py
@@ -67,3 +74,51 @@ def perturbed(model):
     for tensor in model.parameters():
         tensor += torch.randn_like(tensor) * 0.1
     return model
+
+
+def seeing(mask):
+    """Attention bound to a mask (B, 1, 1, S), None: no padding."""
+    return partial(attend, mask=mask)
+
+
+def recording(monkeypatch, change=lambda engine: engine):
+    """From now on every step of `train` leaves its mean loss, the rate asked for, and whether weights moved."""
+    seen, real = [], loop.engine_of
+
+    def engine_of(*arguments):
+        engine = change(real(*arguments))
+
+        def step(batches, count):
+            optimizer, sums = engine.state.optimizer, engine.state.sums
+            before, rate, taken = sums.total.clone(), engine.state.rate(optimizer.steps).item(), int(optimizer.steps)
+            engine.step(batches, count)
+            loss, _, examples, _, _ = (sums.total - before).tolist()
+            seen.append(SimpleNamespace(loss=loss / examples, rate=rate, stepped=int(optimizer.steps) > taken))
+
+        return replace(engine, step=step)
+
+    monkeypatch.setattr(loop, "engine_of", engine_of)
+    return seen
+
+
+def without_keys(name, tensor):
+    """What mathematics determines of a parameter after training: a key's bias adds the same to all scores of a query,
+    which softmax does not see. Its gradient is rounding alone, another on each processor, and Adam makes steps of it.
+    """
+    if not name.endswith("attention.qkv.bias"):
+        return tensor
+    query, _, value = tensor.chunk(3)
+    return torch.cat([query, value])
+
+
+def one_step(model, optimizer, batches, rate, clip, machine, scaler=None, network=Padded):
+    """The step that `train` takes, on a model and batches of a test's own. What it saw, and whether weights moved."""
+    network = network(model.train(), machine)
+    sums = Sums(optimizer.device)
+    fixed = lambda steps: torch.as_tensor(rate, dtype=torch.float64, device=steps.device)  # noqa: E731
+    state = State(network, optimizer, scaler or LossScaler(False), sums, fixed, clip)
+    count = sum(len(batch.labels) for batch in batches)
+    step(state, batches, torch.tensor(float(count)))
+    loss, correct, seen, skipped, _ = sums.total.unbind()
+    assert seen == count
+    return SimpleNamespace(loss_sum=loss, correct=correct, count=count, stepped=not skipped)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from minibert.data import Examples
-from minibert.data.batches import batches, collate
+from minibert.data.batches import collate, cut
 
 IDS = [[2, 7, 3], [2, 8, 9, 10, 3], [2, 3], [2, 11, 3], [2, 5, 5, 5, 5, 5, 5, 3]]
 
@@ -57,7 +57,7 @@ def test_an_id_that_looks_like_padding_is_not_masked(examples):
 
 @pytest.mark.parametrize("order", [[4, 0, 3, 1, 2], np.array([4, 0, 3, 1, 2])])
 def test_all_of_the_order_and_a_smaller_last_batch(examples, order):
-    made = list(batches(examples, 2, order, pad_id=1))
+    made = [collate(examples, rows, pad_id=1) for rows in cut(order, 2)]
     assert [batch.labels.tolist() for batch in made] == [[0, 4], [1, 3], [2]]
     assert [tuple(batch.input_ids.shape) for batch in made] == [(2, 8), (2, 5), (1, 2)]
     assert made[1].input_ids.tolist() == [[2, 11, 3, 1, 1], [2, 8, 9, 10, 3]]
@@ -65,11 +65,11 @@ def test_all_of_the_order_and_a_smaller_last_batch(examples, order):
 
 
 def test_a_batch_larger_than_the_data(examples):
-    assert [len(batch.labels) for batch in batches(examples, 64, range(5))] == [5]
+    assert [len(collate(examples, rows).labels) for rows in cut(range(5), 64)] == [5]
 
 
 def test_order_may_be_a_part(examples):
-    assert [batch.labels.tolist() for batch in batches(examples, 2, [3])] == [[1]]
+    assert [collate(examples, rows).labels.tolist() for rows in cut([3], 2)] == [[1]]
 
 
 def test_to_a_device_keeps_what_is_not_there(examples, pairs):

@@ -27,7 +27,7 @@ def figures(ms, tokens=100.0, gflop=6.0, rss_mb=500.0, start_seconds=2.0):
 @pytest.fixture
 def small(monkeypatch):
     """Case names -> a tiny network and few texts."""
-    monkeypatch.setattr(module, "our_model", lambda case: module.BertClassifier(replace(TINY, num_labels=6)))
+    monkeypatch.setattr(module, "our_model", lambda case, machine: module.BertClassifier(replace(TINY, num_labels=6)))
     generator = np.random.default_rng(0)
     ids = [generator.integers(1, TINY.vocab_size, n).astype(np.int32) for n in np.linspace(3, 60, 24).astype(int)]
     return Examples(ids, None, generator.integers(0, 6, 24), np.arange(24))

@@ -6,9 +6,10 @@ import torch
 from conftest import TINY, perturbed
 
 from minibert.data import Examples
+from minibert.engine.machine import choose_machine
+from minibert.engine.network import Padded
 from minibert.evaluation import Outputs, format_report, predict, report
 from minibert.model import BertClassifier
-from minibert.precision import choose_precision
 
 
 def test_report_against_figures_by_hand():
@@ -36,7 +37,7 @@ def test_predictions_come_in_the_order_of_the_examples():
     generator = np.random.default_rng(0)
     ids = [generator.integers(1, TINY.vocab_size, n).astype(np.int32) for n in generator.integers(2, 30, 150)]
     examples = Examples(ids, None, np.zeros(150, np.int64), np.arange(150))
-    logits, pooled, shut = predict(model, examples, choose_precision("fp32", torch.device("cpu")))
+    logits, pooled, shut = predict(Padded(model, choose_machine("fp32", torch.device("cpu"))), examples)
     assert not shut
     assert model.training
     model.eval()

@@ -314,7 +314,7 @@ def test_a_run_from_each_start_saves_loads_and_resumes(tiny, tmp_path, monkeypat
         whole = loop.train(config, str)
     assert set(json.loads((whole / "manifest.json").read_text())) == set(load_classifier(whole / "model").state_dict())
     with monkeypatch.context() as patch:
-        patch.setattr(loop.run, "append_row", lambda *_: (_ for _ in ()).throw(Killed))
+        patch.setattr(loop.folder, "append_row", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             loop.train(replace(config, out=str(tmp_path / "killed")), str)
     again = loop.resume(tmp_path / "killed", str)

@@ -6,21 +6,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TINY, perturbed
+from conftest import TINY, one_step, perturbed
 from safetensors import safe_open
 
 from minibert.checkpoint import load_classifier
 from minibert.config import TrainConfig
 from minibert.data.batches import Batch
+from minibert.engine.machine import choose_machine
+from minibert.engine.optimizer import AdamW, LossScaler
+from minibert.engine.step import Sums
 from minibert.errors import InputError
 from minibert.model import BertClassifier
-from minibert.precision import LossScaler, choose_precision
+from minibert.setup import prepare
 from minibert.training import loop
-from minibert.training.loop import StepResult, Tally, prepare, resume, train, training_step
-from minibert.training.optimizer import AdamW
+from minibert.training.loop import resume, train
 
-FP32 = choose_precision("fp32", torch.device("cpu"))
-FP16 = choose_precision("fp16", torch.device("cpu"))
+FP32 = choose_machine("fp32", torch.device("cpu"))
+FP16 = choose_machine("fp16", torch.device("cpu"))
 DRY = replace(TINY, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, classifier_dropout=0.0)
 
 
@@ -45,7 +47,7 @@ def weights(model):
 
 def step(model, micro, lr=1e-3, clip=1.0, precision=FP32, scaler=None, optimizer=None):
     optimizer = optimizer or AdamW(model.named_parameters())
-    return training_step(model, optimizer, micro, lr, clip, precision, scaler or LossScaler(False))
+    return one_step(model, optimizer, micro, lr, clip, precision, scaler)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
@@ -69,7 +71,9 @@ def test_loss_is_a_mean_per_example():
 
 def test_clipping_is_to_the_global_norm(monkeypatch):
     scales = []
-    monkeypatch.setattr(AdamW, "step", lambda self, lr, grad_scale: scales.append((self.gradient_norm(), grad_scale)))
+    monkeypatch.setattr(
+        AdamW, "step", lambda self, rate, factor, finite, grads: scales.append((self.norm(grads).item(), factor.item()))
+    )
     for clip in (0.01, 1e9, 0):
         step(classifier(), [batch(4)], clip=clip)
     (norm, tight), (_, loose), (_, off) = scales
@@ -94,11 +98,16 @@ def test_an_overflow_skips_the_step():
     assert torch.equal(weights(model), before)
 
 
-def test_tally():
-    tally = Tally()
-    tally.add(StepResult(torch.tensor(3.0), torch.tensor(1), 2, True))
-    tally.add(StepResult(torch.tensor(1.0), torch.tensor(2), 2, True))
-    assert (tally.loss, tally.accuracy) == (1.0, 0.75)
+def test_sums():
+    sums = Sums(torch.device("cpu"))
+    sums.add(torch.tensor(3.0), torch.tensor(1), torch.tensor(2))
+    sums.add(torch.tensor(1.0), torch.tensor(2), torch.tensor(2))
+    assert sums.read()[:2] == (1.0, 0.75)
+    for step, finite in enumerate([True, False, False, True], 6):
+        sums.skip(torch.tensor(finite), torch.tensor(step))
+    assert sums.read() == (1.0, 0.75, 4, 2, 8)
+    sums.clear()
+    assert sums.read() == (0.0, 0.0, 0, 0, 0)
 
 
 @pytest.fixture
@@ -177,7 +186,7 @@ class Killed(BaseException):
 def test_a_run_stopped_in_epoch_two_goes_on_to_the_same_end(config, tmp_path, monkeypatch, moment):
     whole = final(train(replace(config, out=str(tmp_path / "whole")), str))
     calls = 0
-    real = getattr(loop.run, moment)
+    real = getattr(loop.folder, moment)
 
     def stop(*arguments):
         nonlocal calls
@@ -187,7 +196,7 @@ def test_a_run_stopped_in_epoch_two_goes_on_to_the_same_end(config, tmp_path, mo
         real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.run, moment, stop)
+        patch.setattr(loop.folder, moment, stop)
         with pytest.raises(Killed):
             train(config, str)
     path = resume(tmp_path / "run", str)
@@ -208,7 +217,7 @@ def test_a_run_stopped_before_its_first_epoch_ended_starts_anew(config, tmp_path
 
 
 def test_resume_refuses_other_data(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "end_run", lambda *_: None)
+    monkeypatch.setattr(loop.folder, "end", lambda *_: None)
     path = train(config, str)
     data = tmp_path / "numbers.jsonl"
     data.write_text(data.read_text() + '\n{"text": "1", "label": "low"}')
@@ -217,7 +226,7 @@ def test_resume_refuses_other_data(config, tmp_path, monkeypatch):
 
 
 def test_nothing_is_a_pickle(config, monkeypatch):
-    monkeypatch.setattr(loop, "end_run", lambda *_: None)
+    monkeypatch.setattr(loop.folder, "end", lambda *_: None)
     path = train(config, str)
     files = [p for p in path.rglob("*") if p.is_file()]
     assert {p.suffix for p in files} == {".json", ".jsonl", ".safetensors"}
@@ -286,7 +295,7 @@ def test_stop_on_collapse_ends_the_run_in_order(blind):
 def test_a_run_killed_between_its_last_row_and_its_end_stops_all_the_same(blind, tmp_path, monkeypatch):
     whole = final(train(replace(blind, stop_on_collapse=2, out=str(tmp_path / "whole")), str))
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "end_run", lambda *_: (_ for _ in ()).throw(Killed))
+        patch.setattr(loop.folder, "end", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             train(replace(blind, stop_on_collapse=2), str)
     said = []
@@ -306,16 +315,16 @@ def test_an_out_that_holds_something_is_refused_before_work_begins(config, tmp_p
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_in_one_line(config, monkeypatch):
-    monkeypatch.setattr(AdamW, "gradient_norm", lambda self: math.nan)
+    monkeypatch.setattr(AdamW, "norm", lambda self, grads: torch.tensor(math.nan))
     with pytest.raises(InputError, match="not finite at step 1 .*lower --lr"):
         train(config, str)
 
 
 def test_the_schedule_stands_still_on_a_skipped_step(config, monkeypatch):
     norms, rates = iter([math.inf, math.inf] + [1.0] * 100), []
-    monkeypatch.setattr(AdamW, "gradient_norm", lambda self: next(norms))
+    monkeypatch.setattr(AdamW, "norm", lambda self, grads: torch.tensor(next(norms), dtype=torch.float64))
     real = AdamW.step
-    monkeypatch.setattr(AdamW, "step", lambda self, lr, scale: (rates.append(lr), real(self, lr, scale)))
+    monkeypatch.setattr(AdamW, "step", lambda self, *a: (a[2] and rates.append(a[0].item()), real(self, *a)))
     path = train(replace(config, precision="fp16", warmup=4, epochs=1), str)
     assert rates[:4] == pytest.approx([0, 3e-3 / 4, 6e-3 / 4, 9e-3 / 4])  # the first rate is not lost
     row = rows_of(path)[0]

@@ -209,8 +209,8 @@ def test_attention_written_out_is_the_fused_one(masked):
     torch.manual_seed(0)
     q, k, v = (torch.randn(3, 4, 7, 6, requires_grad=True) for _ in range(3))
     mask = torch.arange(7) < torch.tensor([7, 4, 1])[:, None, None, None] if masked else None
-    written = attend(q, k, v, mask, nn.Dropout(1e-12).train())
-    fused = attend(q, k, v, mask, nn.Dropout(0.5).eval())
+    written = attend(q, k, v, nn.Dropout(1e-12).train(), mask)
+    fused = attend(q, k, v, nn.Dropout(0.5).eval(), mask)
     torch.testing.assert_close(written, fused, rtol=1e-5, atol=1e-6)
     weight = torch.randn_like(fused)
     ours = torch.autograd.grad((written * weight).sum(), (q, k, v))

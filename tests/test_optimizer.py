@@ -7,9 +7,9 @@ import torch
 from conftest import TINY
 from torch import nn
 
+from minibert.engine import optimizer as module
+from minibert.engine.optimizer import AdamW, LossScaler, Schedule, linear_schedule, warmup_steps
 from minibert.model import BertClassifier
-from minibert.training import optimizer as module
-from minibert.training.optimizer import AdamW, linear_schedule, warmup_steps
 
 
 def model_with_gradients(seed=0):
@@ -29,22 +29,22 @@ def test_decay_is_for_matrices_only():
 
 def test_pieces_change_nothing(monkeypatch):
     whole, pieces = model_with_gradients(), model_with_gradients()
-    AdamW(whole.named_parameters(), lr=0.1).step()
+    AdamW(whole.named_parameters()).step(0.1)
     monkeypatch.setattr(module, "PIECE", 7)
-    AdamW(pieces.named_parameters(), lr=0.1).step()
+    AdamW(pieces.named_parameters()).step(0.1)
     for a, b in zip(whole.parameters(), pieces.parameters()):
         assert torch.equal(a, b)
 
 
 def test_joining_small_parameters_changes_nothing(monkeypatch):
     joined, single = model_with_gradients(), model_with_gradients()
-    together = AdamW(joined.named_parameters(), lr=0.1)
-    monkeypatch.setattr(module, "SMALL", 0)
-    apart = AdamW(single.named_parameters(), lr=0.1)
+    together = AdamW(joined.named_parameters())
+    monkeypatch.setattr(module, "JOINED_BELOW", 0)
+    apart = AdamW(single.named_parameters())
     assert len(together.groups) < len(apart.groups) == len(list(single.parameters()))
     for _ in range(2):
-        together.step()
-        apart.step()
+        together.step(0.1)
+        apart.step(0.1)
     for a, b in zip(joined.parameters(), single.parameters()):
         assert torch.equal(a, b)
     assert together.state_dict().keys() == apart.state_dict().keys()
@@ -54,10 +54,10 @@ def test_joining_small_parameters_changes_nothing(monkeypatch):
 
 def test_gradient_scale_is_a_scaled_gradient():
     scaled, by_hand = model_with_gradients(), model_with_gradients()
-    AdamW(scaled.named_parameters(), lr=0.1).step(grad_scale=0.25)
+    AdamW(scaled.named_parameters()).step(0.1, factor=0.25)
     for p in by_hand.parameters():
         p.grad *= 0.25
-    AdamW(by_hand.named_parameters(), lr=0.1).step()
+    AdamW(by_hand.named_parameters()).step(0.1)
     for a, b in zip(scaled.parameters(), by_hand.parameters()):
         assert torch.equal(a, b)
 
@@ -65,14 +65,15 @@ def test_gradient_scale_is_a_scaled_gradient():
 def test_the_gradients_themselves_are_left_alone():
     model = model_with_gradients()
     before = [p.grad.clone() for p in model.parameters()]
-    AdamW(model.named_parameters()).step(grad_scale=0.5)
+    AdamW(model.named_parameters()).step(1e-5, factor=0.5)
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), before))
 
 
 def test_gradient_norm_is_global():
     model = model_with_gradients()
     expected = math.sqrt(sum(p.grad.pow(2).sum().item() for p in model.parameters()))
-    assert AdamW(model.named_parameters()).gradient_norm() == pytest.approx(expected, rel=1e-6)
+    optimizer = AdamW(model.named_parameters())
+    assert optimizer.norm(optimizer.gradients()).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_without_bias_correction_the_first_step_is_larger():
@@ -80,7 +81,7 @@ def test_without_bias_correction_the_first_step_is_larger():
     for correct in (True, False):
         p = nn.Parameter(torch.zeros(3))
         p.grad = torch.ones(3)
-        AdamW([("p", p)], lr=1.0, bias_correction=correct).step()
+        AdamW([("p", p)], bias_correction=correct).step(1.0)
         steps.append(p[0].item())
     assert steps[0] == pytest.approx(-1.0, rel=1e-6)
     assert steps[1] / steps[0] == pytest.approx(0.1 / math.sqrt(0.001), rel=1e-4)
@@ -88,13 +89,13 @@ def test_without_bias_correction_the_first_step_is_larger():
 
 def test_state_goes_over_exactly():
     one, other = model_with_gradients(), model_with_gradients()
-    first = AdamW(one.named_parameters(), lr=0.01)
-    first.step()
+    first = AdamW(one.named_parameters())
+    first.step(0.01)
     other.load_state_dict(one.state_dict())
-    second = AdamW(other.named_parameters(), lr=0.01)
+    second = AdamW(other.named_parameters())
     second.load_state_dict(first.state_dict())
-    first.step()
-    second.step()
+    first.step(0.01)
+    second.step(0.01)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
     assert (second.steps, second.shrinkage) == (2, first.shrinkage)
 
@@ -104,16 +105,16 @@ def test_shrinkage_is_what_decay_makes_of_an_idle_weight():
     optimizer = AdamW([("p", p)], weight_decay=0.1)
     for lr in (0.1, 0.3, 0.0, 0.2):
         optimizer.step(lr)
-    assert p[0, 0].item() == pytest.approx(optimizer.shrinkage, rel=1e-12)
-    assert optimizer.shrinkage == pytest.approx(0.99 * 0.97 * 0.98)
+    assert p[0, 0].item() == pytest.approx(optimizer.shrinkage.item(), rel=1e-12)
+    assert optimizer.shrinkage.item() == pytest.approx(0.99 * 0.97 * 0.98)
 
 
 def test_frozen_parameters_are_left_out():
     model = model_with_gradients()
     model.bert.requires_grad_(False)
     before = model.bert.embeddings.word.weight.clone()
-    optimizer = AdamW(model.named_parameters(), lr=0.1)
-    optimizer.step()
+    optimizer = AdamW(model.named_parameters())
+    optimizer.step(0.1)
     assert list(optimizer.parameters) == ["head.linear.weight", "head.linear.bias"]
     assert torch.equal(before, model.bert.embeddings.word.weight)
 
@@ -128,3 +129,32 @@ def test_schedule():
 
 def test_warmup_is_a_fraction_or_steps():
     assert [warmup_steps(w, 101) for w in (0, 0.1, 0.5, 1, 7, 500)] == [0, 11, 51, 1, 7, 500]
+
+
+def test_scaler_halves_on_overflow_and_doubles_after_patience():
+    scaler = LossScaler(True, scale=8.0, patience=3)
+    scaler.update(torch.tensor(False))
+    assert scaler.scale == 4
+    scaler.update(torch.tensor(True))
+    scaler.update(torch.tensor(True))
+    scaler.update(torch.tensor(False))  # counts anew
+    assert scaler.scale == 2
+    for _ in range(3):
+        scaler.update(torch.tensor(True))
+    assert scaler.scale == 4
+    assert scaler.good_steps == 0
+
+
+def test_scaler_that_is_off():
+    scaler = LossScaler(False)
+    scaler.update(torch.tensor(False))
+    assert scaler.scale == 1
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(10, 4), (10, 0), (10, 20), (1, 0), (7, 7)])
+def test_the_schedule_on_the_device_is_the_schedule(total, warmup):
+    schedule = Schedule(3e-4, total, warmup)
+    for step in range(total + 3):
+        rate = schedule(torch.tensor(step))
+        assert rate.dtype == torch.float64
+        assert rate.item() == 3e-4 * linear_schedule(step, total, warmup)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, seeing
 
 from minibert.config import TrainConfig
 from minibert.data.batches import Batch
@@ -83,7 +83,7 @@ def test_figures_of_each_part_are_those_of_its_own_modules(tiny, batch, scheme):
         check(parts["embeddings"], x)
         for i, layer in enumerate(model.bert.layers, 1):
             before = layer.attention_norm(x) if layer.norm_first else x
-            branch = layer.attention_gate(layer.attention(before, mask))
+            branch = layer.attention_gate(layer.attention(before, seeing(mask)))
             ratio = (branch[real].norm() / (layer.residual_scale * x)[real].norm()).item()
             assert parts[f"layer {i}"].attention == pytest.approx(ratio, rel=1e-5)
             middle = layer.residual_scale * x + branch
@@ -93,7 +93,7 @@ def test_figures_of_each_part_are_those_of_its_own_modules(tiny, batch, scheme):
             ratio = (branch[real].norm() / (layer.residual_scale * middle)[real].norm()).item()
             assert parts[f"layer {i}"].feed_forward == pytest.approx(ratio, rel=1e-5)
             assert (ratio == 0) == (scheme == "rezero")
-            x = layer(x, mask)
+            x = layer(x, seeing(mask))
             check(parts[f"layer {i}"], x)
         if scheme == "prenorm":
             check(parts["norm"], model.bert.norm(x))

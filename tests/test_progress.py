@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from minibert.training import progress
-from minibert.training.progress import Progress, duration
+from minibert import progress
+from minibert.progress import Progress, duration
 
 
 class Terminal(io.StringIO):

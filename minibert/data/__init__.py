@@ -70,16 +70,19 @@ def read_table(config: TrainConfig) -> Table:
     return read_windows(path) if path.suffix.lower() == ".npz" else read_texts(path, config.charset)
 
 
-def load_dataset(config: TrainConfig, tokenizer: Tokenizer, positions: int | None = None) -> Dataset:
+def load_dataset(
+    config: TrainConfig, tokenizer: Tokenizer, positions: int | None = None, table: Table | None = None
+) -> Dataset:
     """Read, split, encode and tokenize `--data`.
 
     Args:
         positions: tokens that the model can take; None: any number. Texts are cut to it or `--max-length`.
+        table: in place of what `--data` names.
 
     Raises:
         InputError: the data cannot be used; the line says what is wrong and where.
     """
-    table = read_table(config)
+    table = read_table(config) if table is None else table
     parts = split_rows(table, Seeds.parse(config.seed).split)
     labels = sorted(set(table.labels), key=table.label_order)
     texts, how = table.texts, ""

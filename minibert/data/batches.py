@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,14 +21,27 @@ class Batch(NamedTuple):
     labels: Tensor  # (B,)
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(*(t if t is None else t.to(device, non_blocking=True) for t in self))
+        """The batch on a device. To a GPU from pinned memory, so that the host goes on while it is copied."""
+        if device.type == "cuda":
+            return Batch(*(t if t is None else t.pin_memory().to(device, non_blocking=True) for t in self))
+        return Batch(*(t if t is None else t.to(device) for t in self))
 
 
-def collate(examples: Examples, rows: Sequence[int], pad_id: int = 0) -> Batch:
-    """The examples at `rows`, padded on the right to the longest of them."""
+def cut(order: Sequence[int], size: int) -> list[Sequence[int]]:
+    """All of `order`, `size` rows at a time; the last part may be smaller."""
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def collate(
+    examples: Examples, rows: Sequence[int], pad_id: int = 0, multiple: int = 1, longest: int | None = None
+) -> Batch:
+    """The examples at `rows`, padded on the right to the longest of them; that rounded up to a multiple of `multiple`,
+    but not beyond `longest`.
+    """
     ids = [examples.ids[i] for i in rows]
     lengths = torch.tensor([len(row) for row in ids])
-    shape = (len(ids), int(lengths.max()))
+    most = int(lengths.max())
+    shape = (len(ids), max(most, min(-(-most // multiple) * multiple, longest or 2**31)))
     input_ids = np.full(shape, pad_id, np.int64)
     types = None if examples.types is None else np.zeros(shape, np.int64)
     for place, i in enumerate(rows):
@@ -42,12 +55,6 @@ def collate(examples: Examples, rows: Sequence[int], pad_id: int = 0) -> Batch:
         None if types is None else torch.from_numpy(types),
         torch.from_numpy(examples.labels[list(rows)]),
     )
-
-
-def batches(examples: Examples, batch_size: int, order: Sequence[int], pad_id: int = 0) -> Iterator[Batch]:
-    """All of `order`, `batch_size` at a time; the last batch may be smaller."""
-    for start in range(0, len(order), batch_size):
-        yield collate(examples, order[start : start + batch_size], pad_id)
 
 
 class Run(NamedTuple):

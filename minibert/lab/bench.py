@@ -25,8 +25,12 @@ import torch.nn.functional as F
 from minibert import checkpoint, sources
 from minibert.config import TrainConfig
 from minibert.data import Examples
-from minibert.data.batches import pack
+from minibert.engine import Engine, assemble
+from minibert.engine.dropout import dropout_for
+from minibert.engine.machine import DTYPES, Machine, choose_device, choose_machine
+from minibert.engine.optimizer import Schedule
 from minibert.errors import InputError
+from minibert.evaluation import predict
 from minibert.lab.workloads import (
     CASES,
     LR,
@@ -38,12 +42,13 @@ from minibert.lab.workloads import (
     make_examples,
     order,
     small_model,
+    synchronize,
     timed,
     work,
 )  # fmt: skip
 from minibert.model import BertClassifier, BertConfig
-from minibert.precision import DTYPES, LossScaler, choose_device, choose_precision
-from minibert.training.run import installed
+from minibert.training.folder import installed
+from minibert.training.outcome import evaluator
 
 # Ways to run the reference. A case is held against the fastest of them.
 RIVALS = {
@@ -70,7 +75,8 @@ def bench(names: Sequence[str], precision: str, rounds: int, say: Callable[[str]
     for package in ("transformers", "accelerate"):
         if installed(package) == "not installed":
             raise InputError(f"bench measures against transformers; {package} is missing: pip install -e '.[bench]'")
-    precision = choose_precision(precision, choose_device()).name
+    machine = choose_machine(precision, choose_device())
+    precision = machine.name
     sources.resolve("minilm-l6")  # fetched before anything is timed
     peak = matmul_peak(precision)
     say(f"{processor()}, {torch.get_num_threads()} threads, {precision}; matrix products reach {peak:,.0f} GFLOP/s")
@@ -154,42 +160,27 @@ def main(name: str, side: str, precision: str, started: str) -> None:
     print(json.dumps(figures))
 
 
-def our_model(case: Case) -> BertClassifier:
+def our_model(case: Case, machine: Machine) -> BertClassifier:
     torch.manual_seed(0)
-    model = BertClassifier(bert_config(case))
+    model = BertClassifier(bert_config(case), dropout=dropout_for(machine.device))
     if case.model != "base":
         checkpoint.load_weights(model.bert, small_model())
     return model
 
 
-def our_step(case: Case, examples: Examples, precision_name: str) -> Step:
+def our_step(case: Case, examples: Examples, precision: str) -> Step:
     """minibert as train.py and eval.py run it."""
-    from minibert import fast
-    from minibert.training.loop import assemble, training_step
-
-    precision = choose_precision(precision_name, choose_device())
-    model = our_model(case)
+    machine = choose_machine(precision, choose_device())
+    model, batches = our_model(case, machine), order(case, examples)
     if case.what == "eval":
-        fast.speed_up(model.eval())
-        half, multiple = fast.half_weights(model, precision), fast.length_multiple([examples])
-        lengths = np.array([len(row) for row in examples.ids])
+        network = evaluator(model, machine, [examples])
+        return lambda started: timed(lambda rows: predict(network, examples, rows), batches, started, machine.device)
+    engine = assemble(model, [examples], machine, Schedule(LR, PLANNED, PLANNED // 10))
+    return lambda started: timed(lambda rows: one_step(engine, rows), batches, started, machine.device)
 
-        @torch.inference_mode()
-        def evaluate(rows: list[int]) -> None:
-            for portion in fast.portions(lengths[rows]):
-                with precision.autocast():
-                    fast.classify(model, pack(examples, rows[portion], multiple=multiple), half)
 
-        return lambda started: timed(evaluate, order(case, examples), started)
-    config = TrainConfig(batch_size=case.batch, lr=LR)
-    machine = assemble(model, [examples], config, precision, PLANNED)
-    scaler = LossScaler(False)
-
-    def train(rows: list[int]) -> None:
-        batch = machine.make_batch(machine.splits[0], rows)
-        training_step(model, machine.optimizer, [batch], LR, config.clip, precision, scaler)
-
-    return lambda started: timed(train, order(case, examples), started)
+def one_step(engine: Engine, rows: Sequence[int]) -> None:
+    engine.step([engine.network.batch(engine.splits[0], rows)], engine.count(len(rows)))
 
 
 def run_job(side: str, precision: str) -> dict[str, float]:
@@ -215,32 +206,31 @@ GROWTH = {
 }
 
 
-def growth(precision_name: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def growth(precision: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """ms a step of a 6x384 BERT at batch 8 x 50 tokens, with one thing changed at a time: what is asked costs, no more.
 
     Returns:
         [{"what", "value", "ms"}], after the first of each `what`, the shortest of ten steps.
     """
-    from minibert.training.loop import assemble, training_step
-
-    precision = choose_precision(precision_name, choose_device())
+    machine = choose_machine(precision, choose_device())
     rows = []
     for what, values in GROWTH.items():
         for value in values:
             now = {"batch": 8, "layers": 6, "vocabulary": 30_522} | {what: value}
             torch.manual_seed(0)
             model = BertClassifier(
-                BertConfig(now["vocabulary"], 384, now["layers"], intermediate_size=1536, num_labels=6, pad_token_id=0)
+                BertConfig(now["vocabulary"], 384, now["layers"], intermediate_size=1536, num_labels=6, pad_token_id=0),
+                dropout=dropout_for(machine.device),
             )
             generator = np.random.default_rng(0)
             ids = [generator.integers(1, 100, 50).astype(np.int32) for _ in range(now["batch"])]
             examples = Examples(ids, None, generator.integers(0, 6, len(ids)), np.arange(len(ids)))
-            machine = assemble(model, [examples], TrainConfig(), precision, PLANNED)
+            engine = assemble(model, [examples], machine, Schedule(LR, PLANNED, PLANNED // 10))
             seconds = []
             for _ in range(WARMUP + 10):
                 begin = time.perf_counter()
-                batch = machine.make_batch(machine.splits[0], range(len(ids)))
-                training_step(model, machine.optimizer, [batch], LR, 1.0, precision, LossScaler(False))
+                one_step(engine, range(len(ids)))
+                synchronize(machine.device)
                 seconds.append(time.perf_counter() - begin)
             rows.append({"what": what, "value": value, "ms": 1e3 * min(seconds[WARMUP:])})
             say(f"{what:<11}{value:>8,}{rows[-1]['ms']:>9,.1f} ms")

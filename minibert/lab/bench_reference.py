@@ -94,7 +94,7 @@ def reference_step(case: Case, examples: Examples, precision: str, side: str) ->
             batch = collate([Rows(examples, rows)[i] for i in range(len(rows))])
             model(input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask"))
 
-        return lambda started: timed(evaluate, batches, started)
+        return lambda started: timed(evaluate, batches, started, torch.device("cpu"))
     if kind == "loop":
         optimizer = torch.optim.AdamW(decay_groups(model), lr=LR, fused=True)
         schedule = transformers.get_linear_schedule_with_warmup(optimizer, PLANNED // 10, PLANNED)
@@ -110,7 +110,7 @@ def reference_step(case: Case, examples: Examples, precision: str, side: str) ->
             schedule.step()
             optimizer.zero_grad()
 
-        return lambda started: timed(train, batches, started)
+        return lambda started: timed(train, batches, started, torch.device("cpu"))
 
     def run(started: float) -> tuple[float, float]:
         clock = Clock()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -19,10 +20,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from minibert.checkpoint import load_weights, published_names, read_config
+from minibert.engine.optimizer import AdamW, linear_schedule, warmup_steps
 from minibert.errors import InputError
-from minibert.model import BertClassifier, BertConfig
+from minibert.model import BertClassifier, BertConfig, attend
 from minibert.tokenizer import Tokenizer
-from minibert.training.optimizer import AdamW, linear_schedule, warmup_steps
 
 SENTENCES = [
     "Call me Ishmael.",
@@ -213,11 +214,11 @@ def parity(path: Path, against: str | None = None) -> tuple[str, list[Row]]:
     real = mask[..., None]
 
     theirs = reference.forward(ids, mask, types)
-    boolean = mask[:, None, None, :]
+    masked = partial(attend, mask=mask[:, None, None, :])
     rows = [compare("embeddings", ours.bert.embeddings(ids, types) * real, theirs.hidden[0] * real, FORWARD)]
     for i, layer in enumerate(ours.bert.layers):
         # Each layer by itself, from the reference's input, so that no error adds up.
-        out = layer(theirs.hidden[i].detach(), boolean)
+        out = layer(theirs.hidden[i].detach(), masked)
         rows.append(compare(f"layer {i + 1}", out * real, theirs.hidden[i + 1] * real, FORWARD))
     sequence, pooled = ours.bert(ids, mask, types)
     rows.append(compare("encoder, end to end", sequence * real, theirs.hidden[-1] * real, FORWARD))

@@ -24,12 +24,12 @@ from torch.func import functional_call
 from minibert.config import TrainConfig
 from minibert.data import Examples
 from minibert.data.batches import Batch, collate
-from minibert.errors import InputError
+from minibert.engine.optimizer import linear_schedule
+from minibert.errors import InputError, Say
 from minibert.initialization import Manifest
 from minibert.model import BertClassifier
 from minibert.seeds import derive
-from minibert.training.loop import Say, prepare
-from minibert.training.optimizer import linear_schedule
+from minibert.setup import prepare
 from minibert.verdict import mean_cosine
 
 # Read off runs of batch 2 with 12 layers 128 wide, and tried on others (docs/log.md, Probe).
@@ -37,7 +37,7 @@ SHARE = 1 / 3  # of the spread over inputs: of runs that kept more at HORIZON, m
 HORIZON = 10  # steps: where the spread was lowest in runs that recovered
 AGREEMENT = 0.28  # a weight's mean move in HORIZON steps, as a share of their summed learning rates
 WARMUPS = (0, 15)  # steps, for which a rate is given; with 75 the rate came out too high
-BLIND = 1e-5  # relative spread that is float32 rounding alone
+NO_SPREAD = 1e-5  # relative spread that is float32 rounding alone
 FINEST, COARSEST = 1e-5, 1.0  # of t: a start that bears less is given about FINEST, one that bears more None
 
 
@@ -75,13 +75,13 @@ def probe(config: TrainConfig, inputs: int, say: Say = print) -> dict[str, Any]:
         over inputs, of what the head reads), `logits` (see logit_figures), `drift` (see tolerance).
 
     Raises:
-        InputError: as training/loop.py's prepare; fewer than 2 inputs, or fewer training examples than that.
+        InputError: as setup.py's prepare; fewer than 2 inputs, or fewer training examples than that.
     """
     if inputs < 2:
         raise InputError(f"--inputs {inputs}: it must be at least 2, to compare one with another")
     setup = prepare(replace(config, precision="fp32"), say)
-    model = setup.model.to(setup.precision.device).eval()  # no dropout
-    batch = choose(setup.data.train, inputs, model.config.pad_token_id).to(setup.precision.device)
+    model = setup.model.to(setup.machine.device).eval()  # no dropout
+    batch = choose(setup.data.train, inputs, model.config.pad_token_id).to(setup.machine.device)
     with torch.no_grad():
         read, logits = forward(model, batch)
     return {
@@ -216,7 +216,7 @@ def tolerance(model: BertClassifier, batch: Batch) -> dict[str, Any]:
     weights = dict(model.bert.named_parameters())
     read, logits = forward(model, batch)
     start = spread(read.detach())
-    if start <= BLIND:
+    if start <= NO_SPREAD:
         return {"tolerance": 0.0, "curve": [], "rates": {}}
     one_class = F.cross_entropy(logits, torch.zeros_like(batch.labels))
     gradients = torch.autograd.grad(one_class, list(weights.values()))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from minibert import checkpoint, sources
 from minibert.config import TrainConfig
@@ -99,11 +100,21 @@ def work(case: Case, lengths: list[int]) -> float:
 Step = Callable[[float], tuple[float, float]]
 
 
-def timed(one: Callable[[Any], Any], batches: Sequence[Any], started: float) -> tuple[float, float]:
+def timed(
+    one: Callable[[Any], Any], batches: Sequence[Any], started: float, device: torch.device
+) -> tuple[float, float]:
     """Seconds from `started` to the first step, and of all steps after the uncounted ones."""
     first = time.time() - started
     for place, batch in enumerate(batches):
         if place == WARMUP:
+            synchronize(device)
             begin = time.perf_counter()
         one(batch)
+    synchronize(device)
     return first, time.perf_counter() - begin
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done all that it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from minibert.checkpoint import load_classifier
-from minibert.data import load_dataset
+from minibert.data import Examples, load_dataset
+from minibert.engine.machine import Machine, choose_device, choose_machine
+from minibert.engine.network import Network, half_weights, length_multiple, network_for, with_copies
 from minibert.errors import InputError
 from minibert.evaluation import predict, report
-from minibert.fast import place
 from minibert.files import replace_file
-from minibert.precision import choose_device, choose_precision
+from minibert.model import BertClassifier
 from minibert.tokenizer import Tokenizer
-from minibert.training.run import read_config
+from minibert.training.folder import read_run
 
 
 def evaluate_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -26,7 +28,7 @@ def evaluate_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     Raises:
         InputError: not a run, no epoch of it has ended, or its data are not what they were.
     """
-    config, content = read_config(path)
+    config, content = read_run(path)
     if not (path / "model" / "model.safetensors").is_file():
         raise InputError(f"{path} has no model yet; its first epoch has not ended (go on with --resume {path})")
     model = load_classifier(path / "model")
@@ -34,11 +36,11 @@ def evaluate_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     was = content["dataset"]
     if data.sha256 != was["sha256"]:
         raise InputError(f"{config.data} changed since {path} was trained (SHA-256 {was['sha256'][:12]} then)")
-    precision = choose_precision(content["precision"], choose_device())
-    place(model, precision.device)
+    machine = choose_machine(content["precision"], choose_device())
+    network = evaluator(model, machine, [data.val, data.test])
     reports, predictions = {}, []
     for name, split in (("val", data.val), ("test", data.test)):
-        outputs = predict(model, split, precision, model.config.pad_token_id)
+        outputs = predict(network, split)
         reports[name] = report(outputs, split.labels, data.labels)
         for row, label, p in zip(split.rows, split.labels, outputs.logits.softmax(dim=1).tolist()):
             best = max(range(len(p)), key=p.__getitem__)
@@ -46,6 +48,13 @@ def evaluate_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
                                 "predicted": data.labels[best], "confidence": round(p[best], 6)}
                                | {f"p({c})": round(value, 6) for c, value in zip(data.labels, p)})  # fmt: skip
     return reports, predictions
+
+
+def evaluator(model: BertClassifier, machine: Machine, splits: Sequence[Examples]) -> Network:
+    """A network that evaluates `model`, which moves to the machine's device."""
+    model.to(machine.device).eval()
+    model = with_copies(model, half_weights(model, machine))
+    return network_for(model, machine, model.config.pad_token_id, length_multiple(splits))
 
 
 def write_predictions(path: Path, predictions: list[dict[str, Any]]) -> None:

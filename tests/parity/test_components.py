@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import perturbed
+from conftest import perturbed, seeing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -255,7 +255,7 @@ def test_embeddings(case):
 @few(40)
 def test_attention(case):
     part, x = case.build(SelfAttention), case.hidden()
-    case.compare(part(x, case.keys), attention(part, x, case.mask, case.config), leaves_of(part, x=x))
+    case.compare(part(x, seeing(case.keys)), attention(part, x, case.mask, case.config), leaves_of(part, x=x))
 
 
 @given(cases())
@@ -269,7 +269,7 @@ def test_feed_forward(case):
 @few(20)
 def test_layer(case):
     part, x = case.build(Layer), case.hidden()
-    case.compare(part(x, case.keys), layer(part, x, case.mask, case.config), leaves_of(part, x=x))
+    case.compare(part(x, seeing(case.keys)), layer(part, x, case.mask, case.config), leaves_of(part, x=x))
 
 
 @given(cases())
@@ -300,7 +300,7 @@ def test_layer_is_torchs_encoder_layer(case):
     torchs.load_state_dict({name: ours[names[name]].detach() for name in names})
     padding = None if case.mask is None else case.mask == 0
     x_too = x.detach().clone().requires_grad_()
-    output, expected = part(x, case.keys), torchs(x_too, src_key_padding_mask=padding)
+    output, expected = part(x, seeing(case.keys)), torchs(x_too, src_key_padding_mask=padding)
     same(output, expected, case.dtype, "output")
     cotangent = case.cotangent(output)
     output.backward(cotangent)
@@ -385,5 +385,6 @@ def test_a_row_without_a_single_real_token_harms_nobody(dtype, pool):
     model.zero_grad()
     F.cross_entropy(model(ids, mask), torch.tensor([1, 2, 4])).backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
-    empty = model.bert.layers[0].attention(torch.randn(1, 6, 12, dtype=dtype), mask[1:2].bool()[:, None, None])
+    blind = seeing(mask[1:2].bool()[:, None, None])
+    empty = model.bert.layers[0].attention(torch.randn(1, 6, 12, dtype=dtype), blind)
     same(empty[0], model.bert.layers[0].attention.output.bias.expand(6, 12), dtype, "zero context")

@@ -6,19 +6,22 @@ padding always run.
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, TINY, perturbed
+from conftest import ROOT, TINY, perturbed, recording
 from safetensors.torch import load_file
 
-from minibert import fast
+from minibert import setup as preparing
 from minibert.config import TrainConfig
 from minibert.data import Dataset, Examples, load_dataset
 from minibert.data.batches import collate
+from minibert.engine.network import Padded
 from minibert.model import BertClassifier
 from minibert.seeds import derive
+from minibert.setup import prepare
 from minibert.training import loop
 
 CHECKPOINT = ROOT / "weights" / "minilm-l6"
@@ -47,32 +50,25 @@ def part_of(examples, count):
     )
 
 
-@pytest.fixture(params=["fast", "plain"])
+@pytest.fixture(params=["packed", "padded"])
 def run(request, monkeypatch):
     """TrainConfig -> what `train` made of the first examples of its data: losses of the steps, and the folder. By the
-    fast path of the CPU, and by model.py as it stands.
+    network that suits a CPU, and by the one for other devices.
     """
-    if request.param == "plain":
-        monkeypatch.setattr(fast, "ENABLED", False)
+    if request.param == "padded":
+        monkeypatch.setattr(loop, "assemble", partial(loop.assemble, network=Padded))
 
     def go(config, examples):
         def few(*arguments) -> Dataset:
             data = load_dataset(*arguments)
             return replace(data, train=part_of(data.train, examples), val=part_of(data.val, 6))
 
-        losses, real = [], loop.training_step
-
-        def record(*arguments):
-            result = real(*arguments)
-            losses.append(result.loss_sum.item() / result.count)
-            return result
-
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "load_dataset", few)
-            setup = loop.prepare(config, lambda _: None)
-            patch.setattr(loop, "training_step", record)
+            patch.setattr(preparing, "load_dataset", few)
+            setup = prepare(config, lambda _: None)
+            seen = recording(patch)
             path = loop.train(config, lambda _: None)
-        return setup, losses, path
+        return setup, [step.loss for step in seen], path
 
     return go
 

@@ -10,16 +10,15 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, perturbed
+from conftest import TINY, one_step, perturbed
 from torch import nn
 
 from minibert.data.batches import Batch
+from minibert.engine.machine import choose_machine
+from minibert.engine.optimizer import AdamW, linear_schedule, warmup_steps
 from minibert.model import BertClassifier
-from minibert.precision import LossScaler, choose_precision
-from minibert.training.loop import training_step
-from minibert.training.optimizer import AdamW, linear_schedule, warmup_steps
 
-FP32 = choose_precision("fp32", torch.device("cpu"))
+FP32 = choose_machine("fp32", torch.device("cpu"))
 STEPS = 100
 BETAS, EPS = (0.87, 0.993), 3e-7  # not the defaults, and no two alike
 
@@ -221,7 +220,7 @@ def test_clipping_is_torchs(clip):
     reference = copy.deepcopy(model)
     ids, labels = torch.randint(1, TINY.vocab_size, (4, 7)), torch.tensor([0, 3, 1, 4])
     optimizer = AdamW(model.named_parameters())
-    training_step(model, optimizer, [Batch(ids, None, None, labels)], 1e-3, clip, FP32, LossScaler(False))
+    one_step(model, optimizer, [Batch(ids, None, None, labels)], 1e-3, clip, FP32)
     F.cross_entropy(reference(ids), labels).backward()
     norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), clip)
     assert 1.0 < norm < 1e3  # some of the limits bite, some do not

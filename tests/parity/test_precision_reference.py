@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, perturbed
+from conftest import TINY, one_step, perturbed, recording, without_keys
 
 from minibert.config import TrainConfig
 from minibert.data import Examples
 from minibert.data.batches import Batch
+from minibert.engine.machine import DTYPES, choose_machine
+from minibert.engine.network import Padded
+from minibert.engine.optimizer import AdamW, LossScaler, linear_schedule
 from minibert.evaluation import predict
 from minibert.model import BertClassifier
-from minibert.precision import DTYPES, LossScaler, choose_precision
 from minibert.training import loop
-from minibert.training.loop import training_step
-from minibert.training.optimizer import AdamW, linear_schedule
 
 DRY = replace(
     TINY, hidden_size=48, intermediate_size=160, num_hidden_layers=3,
@@ -46,15 +46,13 @@ def batch(seed, examples=32, length=24):
 
 
 def precision_of(name):
-    return choose_precision(name, torch.device("cpu"))
+    return choose_machine(name, torch.device("cpu"))
 
 
 def gradients(model, precision, scaler, inputs):
     """What one real training step computes, its scale taken out; the weights stand still."""
     model = copy.deepcopy(model)
-    result = training_step(
-        model, AdamW(model.named_parameters(), weight_decay=0.0), [inputs], 0.0, 0.0, precision, scaler
-    )
+    result = one_step(model, AdamW(model.named_parameters(), weight_decay=0.0), [inputs], 0.0, 0.0, precision, scaler)
     assert result.stepped
     return result, {name: p.grad.double() / scaler.scale for name, p in model.named_parameters()}
 
@@ -87,14 +85,14 @@ def test_logits_and_gradients_are_within_a_few_rounding_steps(name):
     worst, worst_half = 0.0, 0.0
     for seed in range(3):
         model, inputs = classifier(seed), batch(seed)
-        truth = predict(model, examples(inputs), precision_of("fp32")).logits
-        logits = predict(model, examples(inputs), precision_of(name)).logits
+        truth = predict(Padded(model, precision_of("fp32")), examples(inputs)).logits
+        logits = predict(Padded(model, precision_of(name)), examples(inputs)).logits
         assert logits.dtype == torch.float32
         assert 0.3 * step < off(logits, truth) < 2 * step
 
         exact, wanted = gradients(model, precision_of("fp32"), LossScaler(False), inputs)
         result, found = gradients(model, precision_of(name), LossScaler(name == "fp16", 2.0**10), inputs)
-        assert result.loss_sum.dtype == torch.float32  # the sum of 32 losses would lose its last digits in the format
+        assert result.loss_sum.dtype == torch.float64  # the sum of 32 losses would lose its last digits in the format
         assert off(result.loss_sum, exact.loss_sum) < 0.2 * step
         # The angle between the gradients is about as large as this: a cosine of 1 - (4 * step)^2 / 2 at least.
         assert 0.3 * step < off(flat(found), flat(wanted)) < 4 * step
@@ -127,19 +125,19 @@ def train(force, patience=2000, scale=2.0**12):
     """STEPS steps in fp16. Before step FORCED the scale may be raised so far that the gradient overflows.
 
     Returns:
-        the weights at the end, the loss of every step taken, and the scale at every try.
+        the weights at the end, but for the keys' biases, the loss of every step taken, and the scale at every try.
     """
     model = classifier()
     optimizer, scaler = AdamW(model.named_parameters(), weight_decay=0.1), LossScaler(True, scale, patience)
     losses, scales, taken = [], [], 0
     while taken < STEPS:
         if force and taken == FORCED and len(scales) == FORCED:
-            scaler.scale = 2.0**40
+            scaler.scale.fill_(2.0**40)
         before = [p.detach().clone() for p in model.parameters()]
         moments = {name: t.clone() for name, t in optimizer.state_dict().items()}
-        scales.append(scaler.scale)
+        scales.append(scaler.scale.item())
         lr = 3e-3 * linear_schedule(taken, STEPS, 4)
-        result = training_step(model, optimizer, [batch(taken, 8)], lr, 1.0, precision_of("fp16"), scaler)
+        result = one_step(model, optimizer, [batch(taken, 8)], lr, 1.0, precision_of("fp16"), scaler)
         overflow = not all(p.grad.isfinite().all() for p in model.parameters())
         assert result.stepped != overflow
         if overflow:
@@ -152,7 +150,8 @@ def train(force, patience=2000, scale=2.0**12):
             losses.append((result.loss_sum / result.count).item())
         assert result.loss_sum.isfinite()
         taken += result.stepped
-    return torch.cat([p.detach().flatten() for p in model.parameters()]), losses, scales
+    weights = [without_keys(name, p.detach()).flatten() for name, p in model.named_parameters()]
+    return torch.cat(weights), losses, scales
 
 
 def test_an_overflow_leaves_no_trace():
@@ -187,16 +186,14 @@ def test_a_run_whose_first_scale_is_too_high(tiny, tmp_path, monkeypatch):
     (tmp_path / "numbers.jsonl").write_text("\n".join(map(json.dumps, rows)))
     places = {"data": str(tmp_path / "numbers.jsonl"), "model": str(tiny), "out": str(tmp_path / "run")}
     config = TrainConfig(**places, precision="fp16", epochs=2, batch_size=4, warmup=5, lr=1e-3)
-    tries, real = [], loop.training_step
 
-    def record(*arguments):
-        result = real(*arguments)
-        tries.append((arguments[3], result.stepped))
-        return result
+    def higher(engine):
+        engine.state.scaler.scale.fill_(2.0**24)
+        return engine
 
-    monkeypatch.setattr(loop, "training_step", record)
-    monkeypatch.setattr(loop, "LossScaler", lambda enabled: LossScaler(enabled, 2.0**24))
+    seen = recording(monkeypatch, higher)
     path = loop.train(config, lambda _: None)
+    tries = [(step.rate, step.stepped) for step in seen]
     epochs = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert not tries[0][1]
     skipped = [stepped for _, stepped in tries].count(False)

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, TINY, perturbed
+from conftest import ROOT, TINY, perturbed, seeing
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -118,7 +118,7 @@ def test_self_attention(case, attention):
     model, x = case.build(Bert), case.hidden()
     reference, x_too = reference_of(model, attention), x.detach().clone().requires_grad_()
     output, model.layers[0].attention.output = model.layers[0].attention.output, torch.nn.Identity()
-    context = model.layers[0].attention(x, case.keys)
+    context = model.layers[0].attention(x, seeing(case.keys))
     model.layers[0].attention.output = output
     theirs = reference.encoder.layer[0].attention.self(x_too, additive(case.mask, case.dtype))[0]
     compare(case, context, theirs, model, reference, x, x_too)
@@ -130,7 +130,7 @@ def test_attention_with_its_output_and_norm(case, attention):
     model, x = case.build(Bert), case.hidden()
     reference, x_too = reference_of(model, attention), x.detach().clone().requires_grad_()
     layer = model.layers[-1]
-    ours = layer.attention_norm(x + layer.dropout(layer.attention(x, case.keys)))
+    ours = layer.attention_norm(x + layer.dropout(layer.attention(x, seeing(case.keys))))
     theirs = reference.encoder.layer[-1].attention(x_too, additive(case.mask, case.dtype))[0]
     compare(case, ours, theirs, model, reference, x, x_too)
 
@@ -141,7 +141,7 @@ def test_layer(case, attention):
     model, x = case.build(Bert), case.hidden()
     reference, x_too = reference_of(model, attention), x.detach().clone().requires_grad_()
     theirs = reference.encoder.layer[-1](x_too, additive(case.mask, case.dtype))
-    compare(case, model.layers[-1](x, case.keys), theirs, model, reference, x, x_too)
+    compare(case, model.layers[-1](x, seeing(case.keys)), theirs, model, reference, x, x_too)
 
 
 @given(cases())

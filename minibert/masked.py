@@ -11,8 +11,9 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,25 +22,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minibert import fast
 from minibert.data import Examples, cache_folder
-from minibert.data.batches import Batch, batches
-from minibert.errors import InputError
+from minibert.data.batches import collate
+from minibert.engine import assemble
+from minibert.engine.dropout import dropout_for
+from minibert.engine.epochs import Cursor, Plan, Watch, own_random_numbers, steps
+from minibert.engine.machine import Machine
+from minibert.engine.network import Padded
+from minibert.engine.optimizer import Schedule, warmup_steps
+from minibert.errors import InputError, Say
 from minibert.files import write_cache
 from minibert.initialization import draw, stream
 from minibert.model import ACTIVATIONS, Bert, BertClassifier, BertConfig
-from minibert.precision import LossScaler, Precision
-from minibert.seeds import derive
+from minibert.progress import Progress, duration
 from minibert.tokenizer import SPECIAL, Tokenizer
-from minibert.training.optimizer import AdamW, clipped_step, linear_schedule, warmup_steps
-from minibert.training.progress import Progress, duration
-from minibert.training.rows import OccurringRows
-
-Say = Callable[[str], None]
 
 MASK = "[MASK]"
 SEED = 0  # always: runs that differ in --seed share one result
-RECIPE = 1  # to be raised when this module computes something else, so that no cached result of the old one is taken
+RECIPE = 2  # to be raised when this module computes something else, so that no cached result of the old one is taken
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class MaskedWordHead(nn.Module):
 
 
 def mask_words(
-    input_ids: Tensor, special: Tensor, mask_id: int, share: float, generator: torch.Generator
+    input_ids: Tensor, special: Tensor, mask_id: int, share: float, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
     """Choose tokens to be predicted, and hide most of them.
 
@@ -97,7 +97,7 @@ def mask_words(
 
 
 def self_mlm(
-    config: BertConfig, texts: Examples, tokenizer: Tokenizer, epochs: int, precision: Precision, say: Say = print
+    config: BertConfig, texts: Examples, tokenizer: Tokenizer, epochs: int, machine: Machine, say: Say = print
 ) -> dict[str, Tensor]:
     """The encoder after `epochs` of masked-language-model training on `texts`, from the cache where it has it.
 
@@ -120,7 +120,7 @@ def self_mlm(
     recipe = Recipe()
     config = replace(config, pool="mean")
     text = f"{epochs} epoch{'s' * (epochs > 1)} of masked-language-model training on the {len(texts):,} training texts"
-    cached = cache_folder() / f"self-mlm-{fingerprint(config, texts, tokenizer, epochs, recipe, precision)}.safetensors"
+    cached = cache_folder() / f"self-mlm-{fingerprint(config, texts, tokenizer, epochs, recipe, machine)}.safetensors"
     with torch.device("meta"):
         expected = {name: tensor.shape for name, tensor in Bert(config).state_dict().items()}
     try:
@@ -131,16 +131,16 @@ def self_mlm(
     except (OSError, SafetensorError):  # not there, or not whole
         pass
     say(f"self-mlm: {text}, {recipe.batch_size} a step, lr {recipe.lr:g}")
-    state = learn(config, texts, tokenizer, epochs, recipe, precision, say)
+    state = learn(config, texts, tokenizer, epochs, recipe, machine, say)
     write_cache(cached, lambda beside: save_file(state, beside))
     return state
 
 
 def fingerprint(
-    config: BertConfig, texts: Examples, tokenizer: Tokenizer, epochs: int, recipe: Recipe, precision: Precision
+    config: BertConfig, texts: Examples, tokenizer: Tokenizer, epochs: int, recipe: Recipe, machine: Machine
 ) -> str:
     """A hash of all that the result depends on; the labels are not among it."""
-    settings = [RECIPE, SEED, epochs, vars(recipe), config.to_dict(), precision.name]
+    settings = [RECIPE, SEED, epochs, vars(recipe), config.to_dict(), machine.name]
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     key.update(hashlib.sha256(tokenizer.to_json().encode()).digest())
     for rows, dtype in ((texts.ids, np.int32), (texts.types or [], np.uint8)):
@@ -156,74 +156,88 @@ def learn(
     tokenizer: Tokenizer,
     epochs: int,
     recipe: Recipe,
-    precision: Precision,
+    machine: Machine,
     say: Say,
 ) -> dict[str, Tensor]:
     """`self_mlm` without the cache."""
-    model = BertClassifier(config, head=nn.Identity())
+    model = BertClassifier(config, head=nn.Identity(), dropout=dropout_for(machine.device))
     mask = Examples([np.array([tokenizer.token_id(MASK)])], None, np.zeros(1, np.int64), np.zeros(1, np.int64))
+    special = np.array([tokenizer.token_id(token) for token in (*SPECIAL, MASK)])
+    known = np.setdiff1d(np.concatenate(texts.ids), special)
+    if not len(known):
+        raise InputError("--init self-mlm: the training texts have no word that the tokenizer knows")
+    model.head = MaskedWordHead(config, len(known))
     with torch.no_grad():
         draw(model.bert, config.initializer_range, stream(SEED, "self-mlm encoder"))
-    rows = OccurringRows(model, [texts, mask])
-    split, mask_id = rows.renumber(texts), int(rows.renumber(mask).ids[0][0])
-    special = torch.from_numpy(np.isin(rows.ids, [tokenizer.token_id(token) for token in (*SPECIAL, MASK)]))
-    if special.all():
-        raise InputError("--init self-mlm: the training texts have no word that the tokenizer knows")
-    words = torch.nonzero(~special)[:, 0]
-    model.head = MaskedWordHead(config, len(words))
-    with torch.no_grad():
         draw(model.head, config.initializer_range, stream(SEED, "self-mlm head"))
-    fast.place(model, precision.device).train()
-    optimizer = AdamW(model.named_parameters(), weight_decay=recipe.weight_decay)
-    scaler = LossScaler(precision.name == "fp16")
-    total = epochs * math.ceil(len(split) / recipe.batch_size)
-    warmup = warmup_steps(recipe.warmup, total)
-    words, place = words.to(precision.device), (~special).cumsum(0) - 1  # (R,): where a word stands among `words`
-    blind = math.log(len(words))  # the loss of a guess among all words
-    bar = Progress(epochs * len(split))
+    plan = Plan(len(texts), epochs, recipe.batch_size, order=SEED, dropout=SEED, purpose="self-mlm ")
+    total = epochs * plan.steps
+    engine = assemble(
+        model, [texts, mask], machine, Schedule(recipe.lr, total, warmup_steps(recipe.warmup, total)),
+        weight_decay=recipe.weight_decay, clip=recipe.clip, network=MaskedWords, say=say,
+    )  # fmt: skip
+    network, (split, renumbered_mask) = engine.network, engine.splits
+    network.prepare(np.isin(engine.words.ids, special), int(renumbered_mask.ids[0][0]), recipe.chosen)
+
+    def batches(chosen: Sequence[int]) -> tuple[Sequence[Any], int]:
+        batch = network.batch(split, chosen)
+        return [batch], max(1, len(batch.labels))  # a text of special tokens alone has no words
+
+    def unusable(step: int) -> InputError:
+        return InputError(f"--init self-mlm: the gradient is not finite at step {step}")
+
+    bar, watch = Progress(epochs * plan.examples), Watch(engine, unusable)
     for epoch in range(1, epochs + 1):
-        start, loss_sum, count = time.monotonic(), torch.zeros((), device=precision.device), 0
-        with torch.random.fork_rng(devices=[precision.device] if precision.device.type == "cuda" else []):
-            torch.manual_seed(derive(SEED, "self-mlm dropout", epoch))
-            generator = torch.Generator().manual_seed(derive(SEED, "self-mlm", epoch))
-            order = torch.randperm(len(split), generator=generator).tolist()
-            for batch in batches(split, recipe.batch_size, order, rows.pad_id):
-                ids, chosen = mask_words(batch.input_ids, special, mask_id, recipe.chosen, generator)
-                if chosen.any():
-                    target = place[batch.input_ids[chosen]]
-                    masked = batch._replace(input_ids=ids)
-                    optimizer.zero_grad()
-                    loss = masked_loss(model, masked, chosen, words, target, precision)
-                    (loss * scaler.scale).backward()
-                    rate = recipe.lr * linear_schedule(optimizer.steps, total, warmup)
-                    if not clipped_step(optimizer, rate, recipe.clip, scaler) and scaler.spent:
-                        bar.clear()
-                        raise InputError(f"--init self-mlm: the gradient is not finite at step {optimizer.steps + 1}")
-                    loss_sum = loss_sum + loss.detach() * len(target)
-                    count += len(target)
-                bar.advance(len(ids), lambda: f"self-mlm {epoch}/{epochs}  loss {loss_sum / max(1, count):.3f}")  # noqa: B023
-        bar.clear()
+        start, done = time.monotonic(), (epoch - 1) * plan.examples
+        engine.state.sums.clear()
+        try:
+            with own_random_numbers(machine.device):
+                for now in steps(engine, plan, Cursor(epoch), batches):
+                    watch.look()
+                    bar.reach(
+                        done + min(plan.examples, now.step * plan.size),
+                        lambda: f"self-mlm {epoch}/{epochs}  loss {watch.read().loss:.3f}",  # noqa: B023
+                    )
+            seen = watch.read()
+        finally:
+            bar.clear()
         say(
-            f"self-mlm: epoch {epoch} of {epochs}, loss {loss_sum / max(1, count):.3f} (a blind guess: {blind:.3f}),"
+            f"self-mlm: epoch {epoch} of {epochs}, loss {seen.loss:.3f} (a blind guess: {math.log(len(known)):.3f}),"
             f" {duration(time.monotonic() - start)}"
         )
-    model.cpu()
-    with rows.whole(optimizer.shrinkage) as whole:
-        return {name: tensor.detach().contiguous() for name, tensor in whole.bert.state_dict().items()}
+    state = engine.model().bert.state_dict()
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
-def masked_loss(
-    model: BertClassifier, batch: Batch, chosen: Tensor, words: Tensor, target: Tensor, precision: Precision
-) -> Tensor:
-    """The mean cross-entropy over the chosen tokens, on the device.
+class MaskedBatch(NamedTuple):
+    """A padded batch in which words are hidden, and what they were."""
 
-    Args:
-        batch: with masked ids; chosen: (B, S) bool.
-        words: (W,) the rows of the word embedding that can be the answer, on the device.
-        target: (M,) which of `words` stood at each chosen place.
-    """
-    batch = batch.to(precision.device)
-    with precision.autocast():
-        hidden = model.bert(*batch[:3])[0][chosen.to(precision.device)]  # (M, D)
-        logits = model.head(hidden, model.bert.embeddings.word.weight[words])
-    return F.cross_entropy(logits.float(), target.to(precision.device))
+    input_ids: Tensor  # (B, S)
+    attention_mask: Tensor | None  # (B, S) bool
+    token_type_ids: Tensor | None  # (B, S)
+    places: Tensor  # (M,), which of the B S tokens are to be told
+    labels: Tensor  # (M,), which of the words that can be the answer they are
+
+
+class MaskedWords(Padded):
+    """The network of this training: all tokens of the last layer are computed, and a head tells the hidden ones."""
+
+    def prepare(self, special: np.ndarray, mask_id: int, share: float) -> None:
+        """special: (W,) bool, what is never chosen; mask_id: [MASK]'s place among the words; share: that is chosen."""
+        self.special, self.mask_id, self.share = torch.from_numpy(special), mask_id, share
+        self.place = (~self.special).cumsum(0) - 1  # where a word stands among those that can be the answer
+        self.answers = torch.nonzero(~self.special)[:, 0].to(self.machine.device)
+
+    def batch(self, examples: Examples, rows: Sequence[int]) -> MaskedBatch:
+        """With words hidden by torch's random numbers."""
+        whole = collate(examples, rows, self.pad_id)
+        ids, chosen = mask_words(whole.input_ids, self.special, self.mask_id, self.share)
+        places = torch.nonzero(chosen.flatten())[:, 0]
+        labels = self.place[whole.input_ids[chosen]]
+        tensors = (ids, whole.attention_mask, whole.token_type_ids, places, labels)
+        return MaskedBatch(*(t if t is None else t.to(self.machine.device) for t in tensors))
+
+    def __call__(self, batch: MaskedBatch) -> tuple[Tensor, Tensor]:
+        """Logits (M, W) of the hidden words, and the vectors (M, D) that they are told by."""
+        hidden = self.model.bert(*batch[:3])[0].flatten(0, 1)[batch.places]
+        return self.model.head(hidden, self.model.bert.embeddings.word.weight[self.answers]), hidden

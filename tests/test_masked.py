@@ -1,4 +1,4 @@
-"""minibert/training/mlm.py: what is masked, that it learns, and that its result is one and kept."""
+"""minibert/masked.py: what is masked, that it learns, and that its result is one and kept."""
 
 import math
 import shutil
@@ -9,15 +9,17 @@ import pytest
 import torch
 from conftest import TINY, WORDS
 
+from minibert import masked as mlm
 from minibert.config import TrainConfig
 from minibert.data import Examples
+from minibert.engine.machine import choose_machine
+from minibert.engine.optimizer import AdamW
 from minibert.errors import InputError
-from minibert.precision import choose_precision
+from minibert.masked import MaskedWordHead, Recipe, fingerprint, learn, mask_words, self_mlm
+from minibert.setup import prepare
 from minibert.tokenizer import Tokenizer
-from minibert.training import loop, mlm
-from minibert.training.mlm import MaskedWordHead, Recipe, fingerprint, learn, mask_words, self_mlm
 
-FP32 = choose_precision("fp32", torch.device("cpu"))
+FP32 = choose_machine("fp32", torch.device("cpu"))
 ONE_LAYER = replace(TINY, num_hidden_layers=1, initializer_range=0.02)
 FAST = Recipe(lr=1e-2, batch_size=16)
 MASK = WORDS.index("[MASK]")
@@ -169,7 +171,7 @@ def test_all_that_matters_is_in_the_fingerprint(tokenizer, tiny, tmp_path, monke
     split = texts(tokenizer)
     shutil.copy(tiny / "vocab.txt", tmp_path / "vocab.txt")
     (tmp_path / "vocab.txt").write_text("\n".join([*WORDS[:-1], "extra"]) + "\n")
-    given = {"config": TINY, "texts": split, "tokenizer": tokenizer, "epochs": 1, "recipe": FAST, "precision": FP32}
+    given = {"config": TINY, "texts": split, "tokenizer": tokenizer, "epochs": 1, "recipe": FAST, "machine": FP32}
     changes = [
         {},
         {"config": replace(TINY, hidden_dropout_prob=0.2)},
@@ -179,7 +181,7 @@ def test_all_that_matters_is_in_the_fingerprint(tokenizer, tiny, tmp_path, monke
         {"tokenizer": Tokenizer.load(tmp_path)},
         {"epochs": 2},
         {"recipe": replace(FAST, lr=2e-2)},
-        {"precision": choose_precision("bf16", torch.device("cpu"))},
+        {"machine": choose_machine("bf16", torch.device("cpu"))},
     ]
     keys = [fingerprint(**given | change) for change in changes]
     assert fingerprint(**given | {"texts": replace(split, labels=split.labels + 1, rows=split.rows + 1)}) == keys[0]
@@ -197,7 +199,7 @@ def test_a_tokenizer_without_mask_and_texts_without_words(tokenizer, tiny, tmp_p
 
 
 def test_a_gradient_that_is_not_finite_is_one_line(tokenizer, monkeypatch):
-    monkeypatch.setattr(mlm.AdamW, "gradient_norm", lambda self: math.nan)
+    monkeypatch.setattr(AdamW, "norm", lambda self, grads: torch.tensor(math.nan))
     with pytest.raises(InputError, match="self-mlm: the gradient is not finite at step 1"):
         learn(TINY, texts(tokenizer), tokenizer, 1, FAST, FP32, str)
 
@@ -210,10 +212,10 @@ def test_a_run_trains_on_its_training_texts_alone_and_another_seed_takes_the_res
     seen, real = [], mlm.learn
     monkeypatch.setattr(mlm, "learn", lambda config, texts, *more: (seen.append(texts), real(config, texts, *more))[1])
     config = TrainConfig(data=str(tmp_path / "data.tsv"), model=str(tiny), init="self-mlm:1", out=str(tmp_path / "x"))
-    first = loop.prepare(config, str)
+    first = prepare(config, str)
     assert seen[0].rows.tolist() == list(range(30))
     said = []
-    second = loop.prepare(replace(config, seed="5", pool="mean", dropout="0.3"), said.append)
+    second = prepare(replace(config, seed="5", pool="mean", dropout="0.3"), said.append)
     assert len(seen) == 1
     assert any(line.startswith("self-mlm: 1 epoch of masked") and "are in the cache" in line for line in said)
     mine, other = first.model.bert.state_dict(), second.model.bert.state_dict()

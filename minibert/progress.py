@@ -1,4 +1,4 @@
-"""How far a run is: one moving line on a terminal, a few plain lines elsewhere."""
+"""How far something is: one moving line on a terminal, a few plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ class Progress:
 
     def advance(self, units: int, text: Callable[[], str]) -> None:
         """Say that `units` more are done; `text` makes what stands before the bar, when it is printed."""
-        self.done += units
+        self.reach(self.done + units, text)
+
+    def reach(self, done: int, text: Callable[[], str]) -> None:
+        """Say that `done` units of all are done."""
+        self.done = done
         now = time.monotonic()
         if now - self.printed < self.interval:
             return

@@ -1,9 +1,9 @@
-"""minibert/precision.py."""
+"""minibert/engine/machine.py."""
 
 import pytest
 import torch
 
-from minibert.precision import LossScaler, choose_precision, fast_bf16_cpu
+from minibert.engine.machine import choose_machine, fast_bf16_cpu
 
 CPU = torch.device("cpu")
 
@@ -13,8 +13,8 @@ def test_auto_on_a_cpu_asks_the_hardware(monkeypatch, amx, avx, name):
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx, raising=False)
-    assert choose_precision("auto", CPU).name == name
-    assert "bf16 matrix instructions" in choose_precision("auto", CPU).why
+    assert choose_machine("auto", CPU).name == name
+    assert "bf16 matrix instructions" in choose_machine("auto", CPU).why
 
 
 def test_another_processor_is_taken_for_slow(monkeypatch):
@@ -26,32 +26,12 @@ def test_another_processor_is_taken_for_slow(monkeypatch):
 @pytest.mark.parametrize(("capability", "name"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
 def test_auto_on_cuda(monkeypatch, capability, name):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert choose_precision("auto", torch.device("cuda")).name == name
+    assert choose_machine("auto", torch.device("cuda")).name == name
 
 
 @pytest.mark.parametrize(
     ("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )
 def test_what_is_asked_for_is_used(name, dtype):
-    with choose_precision(name, CPU).autocast():
+    with choose_machine(name, CPU).autocast():
         assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == dtype
-
-
-def test_scaler_halves_on_overflow_and_doubles_after_patience():
-    scaler = LossScaler(True, scale=8.0, patience=3)
-    scaler.update(False)
-    assert scaler.scale == 4
-    scaler.update(True)
-    scaler.update(True)
-    scaler.update(False)  # counts anew
-    assert scaler.scale == 2
-    for _ in range(3):
-        scaler.update(True)
-    assert scaler.scale == 4
-    assert scaler.good_steps == 0
-
-
-def test_scaler_that_is_off():
-    scaler = LossScaler(False)
-    scaler.update(False)
-    assert scaler.scale == 1

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,8 +25,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minibert.config import TrainConfig
+from minibert.engine.epochs import Cursor
 from minibert.errors import InputError
 from minibert.files import read_json, replace_file, write_json
+from minibert.setup import Setup
+from minibert.verdict import streak
 
 
 def check_free(out: str) -> None:
@@ -66,16 +70,47 @@ def new_folder(out: str | None, init: str) -> Path:
     raise InputError(f"{stem} and 999 more are taken; give --out")
 
 
-def write_config(path: Path, config: TrainConfig, facts: dict[str, Any]) -> None:
+def begin(path: Path, setup: Setup) -> None:
+    """Fill the folder of a new run with all that it starts from."""
+    (path / "model").mkdir()
+    setup.tokenizer.save(path / "model")
+    write_json(path / "manifest.json", setup.manifest)
     versions = {name: installed(name) for name in ("minibert", "torch", "tokenizers", "safetensors", "numpy")}
-    write_json(
-        path / "config.json",
-        {"settings": asdict(config), **facts, "versions": {"python": platform.python_version(), **versions},
-         "git_commit": git_commit(), "started": datetime.now().astimezone().isoformat(timespec="seconds")},
-    )  # fmt: skip
+    source, data = setup.source, setup.data
+    content = {
+        "settings": asdict(setup.config),
+        "checkpoint": {"name": source.name, "sha256": source.sha256},
+        "dataset": {"summary": data.summary, "sha256": data.sha256, "labels": data.labels},
+        "device": setup.machine.describe(),
+        "precision": setup.machine.name,
+        "versions": {"python": platform.python_version(), **versions},
+        "git_commit": git_commit(),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+    write_json(path / "config.json", content)
 
 
-def read_config(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
+def end(path: Path, history: list[dict[str, Any]]) -> None:
+    """Mark the run as ended, and drop the state, which is as large as the model three times."""
+    _, content = read_run(path)
+    last, best = history[-1], best_of(history)
+    ended = {"best_epoch": best["epoch"], "val_accuracy": best["val_accuracy"], "val_majority": last["val_majority"],
+             "verdict": last["verdict"]["name"], "collapsed_since": (streak(history) or [None])[0],
+             "seconds": sum(row["seconds"] for row in history)}  # fmt: skip
+    write_json(path / "config.json", content | {"ended": ended})
+    shutil.rmtree(path / "state", ignore_errors=True)
+
+
+def best_of(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row of the best epoch by validation accuracy; of equal ones, the earliest."""
+    return max(history, key=lambda row: (row["val_accuracy"], -row["epoch"]))
+
+
+# What is read of a run's config.json besides its settings: (in it, fields that must be there, their type)
+FACTS = (("dataset", "sha256", str), ("checkpoint", "sha256", str))
+
+
+def read_run(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
     """A run's settings and its whole config.json.
 
     Raises:
@@ -86,6 +121,11 @@ def read_config(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
     content = read_json(path / "config.json")
     if not isinstance(content, dict) or "settings" not in content:
         raise InputError(f"{path / 'config.json'} has no 'settings'; {path} is not a run's folder")
+    for part, field, kind in FACTS:
+        if not isinstance(content.get(part), dict) or not isinstance(content[part].get(field), kind):
+            raise InputError(f"{path / 'config.json'} has no {part!r} with {field!r}; start the run anew")
+    if not isinstance(content.get("precision"), str):
+        raise InputError(f"{path / 'config.json'} has no 'precision'; start the run anew")
     try:
         return TrainConfig(**content["settings"]), content
     except TypeError as error:
@@ -97,19 +137,28 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    text = "".join(json.dumps(row) + "\n" for row in rows)
+def write_history(path: Path, history: list[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in history)
     replace_file(path / "metrics.jsonl", lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
-def save_state(path: Path, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-    """Tensors and where the run stands, in one file that is replaced in one step."""
+class SavedState(NamedTuple):
+    """Where a run stands: what training changed, the rows of its epochs, and what comes next."""
+
+    tensors: dict[str, Tensor]
+    history: list[dict[str, Any]]
+    cursor: Cursor
+
+
+def save_state(path: Path, tensors: dict[str, Tensor], history: list[dict[str, Any]], cursor: Cursor) -> None:
+    """One file, replaced in one step."""
     (path / "state").mkdir(exist_ok=True)
-    metadata = {"progress": json.dumps(progress)}
+    tensors = tensors | {"cursor": torch.tensor(astuple(cursor))}
+    metadata = {"history": json.dumps(history)}
     replace_file(path / "state" / "state.safetensors", lambda beside: save_file(tensors, beside, metadata))
 
 
-def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def load_state(path: Path) -> SavedState | None:
     """What save_state wrote; None where the run was stopped before its first epoch ended.
 
     Raises:
@@ -121,7 +170,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     try:
         with safe_open(file_path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, json.loads(file.metadata()["progress"])
+            return SavedState(tensors, json.loads(file.metadata()["history"]), Cursor(*tensors.pop("cursor").tolist()))
     except (SafetensorError, KeyError, TypeError) as error:
         raise InputError(f"{file_path} is not whole ({error}); start the run anew") from None
 
@@ -145,10 +194,3 @@ def git_commit() -> str | None:
         return ask("rev-parse", "HEAD") + ("+" if ask("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    count = torch.get_num_threads()
-    return f"CPU, {count} thread{'s' * (count > 1)}"

@@ -1,0 +1,118 @@
+"""What trains: a network, an optimizer and a step, as fast as the machine allows, behind one small interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minibert.data import Examples
+from minibert.engine.graph import CudaGraphs, Recorded
+from minibert.engine.machine import Machine
+from minibert.engine.network import Network, half_weights, length_multiple, network_for, with_copies
+from minibert.engine.optimizer import WORTH_COMPILING, AdamW, LossScaler, Schedule
+from minibert.engine.step import Loss, State, Sums, classification, step
+from minibert.engine.words import Words
+from minibert.errors import Say
+from minibert.model import BertClassifier
+
+Step = Callable[[Sequence[Any], Tensor], None]  # the batches of one step, and how many examples count in them
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A model that is being trained.
+
+    Attributes:
+        step: one optimizer step; it changes `state`.
+        splits: the examples, renumbered for the words that occur.
+    """
+
+    state: State
+    step: Step
+    splits: list[Examples]
+    machine: Machine
+    original: BertClassifier
+    trained: BertClassifier
+    words: Words
+
+    @property
+    def network(self) -> Network:
+        return self.state.network
+
+    def count(self, examples: int) -> Tensor:
+        """How many examples count in a step, where it computes."""
+        return torch.full((), float(examples), device=self.machine.device)
+
+    def model(self) -> BertClassifier:
+        """The model as it is now, with all its words."""
+        return self.words.all(self.original, self.trained, self.state.optimizer.shrinkage.item())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that training changed, on the CPU: flat, tensors only."""
+        parts = {"model": self.trained, "adamw": self.state.optimizer, "scaler": self.state.scaler}
+        tensors = {f"{name}.{key}": t for name, part in parts.items() for key, t in part.state_dict().items()}
+        return {key: t.detach().cpu() for key, t in tensors.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """
+        Raises:
+            KeyError: a tensor of `state_dict` is missing.
+        """
+        optimizer = self.state.optimizer
+        for name, tensor in self.trained.state_dict().items():
+            tensor.copy_(tensors[f"model.{name}"])
+        optimizer.load_state_dict(named(tensors, "adamw."))
+        self.state.scaler.load_state_dict(named(tensors, "scaler."))
+        for name, copied in optimizer.half.items():
+            copied.copy_(optimizer.parameters[name])
+
+
+def assemble(
+    model: BertClassifier,
+    splits: Sequence[Examples],
+    machine: Machine,
+    schedule: Schedule,
+    *,
+    accumulate: int = 1,
+    weight_decay: float = 0.01,
+    bias_correction: bool = True,
+    clip: float = 1.0,
+    loss: Loss = classification,
+    network: Callable[..., Network] = network_for,
+    say: Say = print,
+) -> Engine:
+    """Put a model on its machine with all that makes `schedule.total` steps fast there.
+
+    Args:
+        model: on the CPU. Its tensors, but for the word embedding, are the trained ones from now on.
+        splits: all examples that will be trained on or evaluated.
+        accumulate: batches a step.
+    """
+    words = Words(splits, model.config.pad_token_id)
+    renumbered = [words.renumber(split) for split in splits]
+    trained = words.fewer(model).to(machine.device)
+    # bf16 is too coarse to add the gradients of several batches up in
+    half = half_weights(trained, machine) if accumulate == 1 else {}
+    optimizer = AdamW(trained.named_parameters(), weight_decay=weight_decay, bias_correction=bias_correction, half=half)
+    if schedule.total * sum(p.numel() for p in trained.parameters()) > WORTH_COMPILING:
+        why_not = optimizer.compile()
+        if why_not:
+            say(f"the optimizer stays uncompiled, up to a third slower a step: {why_not}")
+    computing = network(with_copies(trained, half), machine, words.pad_id, length_multiple(renumbered))
+    scaler = LossScaler(machine.name == "fp16", device=machine.device)
+    state = State(computing, optimizer, scaler, Sums(machine.device), schedule, clip, loss)
+    on_cuda = machine.device.type == "cuda"
+    one = Recorded(state, CudaGraphs(machine.device), say) if on_cuda else partial(step, state)
+    computing.model.train()
+    return Engine(state, one, renumbered, machine, model, trained, words)
+
+
+def named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`, without it."""
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

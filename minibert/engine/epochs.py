@@ -1,0 +1,113 @@
+"""What lies above a step: the steps of an epoch, from any of them on, and a look at what they see."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from minibert.data.batches import cut
+from minibert.engine import Engine
+from minibert.engine.step import Seen
+from minibert.errors import InputError
+from minibert.seeds import derive
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where a run stands: the epoch that it is in, from 1, and the steps of it that are done."""
+
+    epoch: int = 1
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one epoch is, and the random numbers of each. Whoever knows plan and cursor knows the rest of a run.
+
+    Attributes:
+        examples: how many there are; batch_size: of a forward pass; accumulate: forward passes a step.
+        order, dropout: seeds.
+        purpose: keeps the random streams of different trainings apart.
+    """
+
+    examples: int
+    epochs: int
+    batch_size: int
+    accumulate: int = 1
+    order: int = 0
+    dropout: int = 0
+    purpose: str = ""
+
+    @property
+    def size(self) -> int:
+        """Examples a step."""
+        return self.batch_size * self.accumulate
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return math.ceil(self.examples / self.size)
+
+    def rows(self, epoch: int) -> list[list[int]]:
+        """The examples of each step."""
+        generator = torch.Generator().manual_seed(derive(self.order, f"{self.purpose}order", epoch))
+        return cut(torch.randperm(self.examples, generator=generator).tolist(), self.size)
+
+    def seed(self, cursor: Cursor) -> int:
+        """Of all that is drawn in a step: dropout, and which words are masked."""
+        return derive(self.dropout, f"{self.purpose}dropout", cursor.epoch, cursor.step)
+
+
+Batches = Callable[[Sequence[int]], tuple[Sequence[Any], int]]  # the examples of a step -> batches, how many count
+
+
+def steps(engine: Engine, plan: Plan, cursor: Cursor, batches: Batches) -> Iterator[Cursor]:
+    """Take the steps from `cursor` to the end of its epoch; gives the cursor behind each."""
+    for chosen in plan.rows(cursor.epoch)[cursor.step :]:
+        torch.manual_seed(plan.seed(cursor))
+        micro, count = batches(chosen)
+        engine.step(micro, engine.count(count))
+        cursor = Cursor(cursor.epoch, cursor.step + 1)
+        yield cursor
+
+
+@contextmanager
+def own_random_numbers(device: torch.device) -> Iterator[None]:
+    """The caller's random state is afterwards what it was."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+class Watch:
+    """Reads an engine's sums now and then, and ends a run whose gradients no step can use.
+
+    Reading waits for the device, so it is done at each step where the device is the host, else at each second or so.
+    """
+
+    def __init__(self, engine: Engine, unusable: Callable[[int], InputError]) -> None:
+        self.engine, self.unusable = engine, unusable
+        self.at_once = engine.machine.device.type == "cpu"
+        self.looked = time.monotonic()
+
+    def look(self) -> None:
+        if self.at_once or time.monotonic() - self.looked > 1:
+            self.read()
+
+    def read(self) -> Seen:
+        """The sums of the epoch so far.
+
+        Raises:
+            InputError: what `unusable` makes of the number of the first step whose gradients were not finite, where a
+                smaller loss scale cannot mend that.
+        """
+        self.looked = time.monotonic()
+        seen = self.engine.state.sums.read()
+        if seen.skipped and self.engine.state.scaler.spent:
+            raise self.unusable(seen.first_skipped)
+        return seen

@@ -1,0 +1,62 @@
+"""Which number format the forward and backward pass run in. The weights themselves are always float32."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """
+    Attributes:
+        name: of the number format of the forward and backward pass: "fp32", "bf16" or "fp16".
+        why: the reason for it, for the first line of a run.
+    """
+
+    name: str
+    why: str
+    device: torch.device
+
+    def autocast(self) -> AbstractContextManager:
+        """Matrix products in the format, sums and LayerNorm in float32."""
+        if self.name == "fp32":
+            return nullcontext()
+        # No cache: no weight is used twice in a step, and a cast that a CUDA graph did not record would be wrong in it.
+        return torch.autocast(self.device.type, dtype=DTYPES[self.name], cache_enabled=False)
+
+    def describe(self) -> str:
+        """ "CPU, 2 threads", or what the GPU calls itself."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        count = torch.get_num_threads()
+        return f"CPU, {count} thread{'s' * (count > 1)}"
+
+
+def choose_device() -> torch.device:
+    """CUDA if there, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_machine(wanted: str, device: torch.device) -> Machine:
+    """`auto`: bf16 where the hardware multiplies it faster than float32, on older CUDA fp16, else fp32."""
+    if wanted != "auto":
+        return Machine(wanted, "as asked", device)
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device)[0] >= 8:
+            return Machine("bf16", "this GPU has bf16 tensor cores", device)
+        return Machine("fp16", "this GPU has no bf16 tensor cores", device)
+    if fast_bf16_cpu():
+        return Machine("bf16", "this CPU has bf16 matrix instructions", device)
+    return Machine("fp32", "this CPU has no bf16 matrix instructions", device)
+
+
+def fast_bf16_cpu() -> bool:
+    """AMX or AVX512-BF16 on x86; elsewhere unknown, so no. Emulated bf16 is 6 to 10 times slower than float32."""
+    tests = [getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")]
+    return platform.machine() in ("x86_64", "AMD64") and any(test is not None and test() for test in tests)

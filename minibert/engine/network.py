@@ -1,0 +1,164 @@
+"""A model as a function of batches: padded, on any device, or packed, on the CPU. What trains and evaluates knows no
+more of it than `Network`.
+
+Both are exact. Of the last layer they compute what the head reads alone, which for BERT's pooler is one token a text:
+14 % less to multiply in a 6x384 BERT. `half_weights` puts bf16 copies of the matrices, which the optimizer keeps up to
+date, in place of a cast in every step. docs/log.md has what each saves.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minibert.data import Examples
+from minibert.data.batches import Batch, PackedBatch, Run, collate, pack
+from minibert.engine.machine import Machine
+from minibert.model import Attend, BertClassifier, attend
+
+PORTION = 4096  # tokens that are evaluated at a time
+ROWS = 64  # texts that are evaluated at a time, where they are padded
+
+
+class Network(Protocol):
+    """A classifier as a function of batches that it makes itself."""
+
+    model: BertClassifier  # the modules that compute; its matrices may be copies
+
+    def autocast(self) -> AbstractContextManager:
+        """The number format that it computes in."""
+
+    def batch(self, examples: Examples, rows: Sequence[int]) -> Any:
+        """The examples at `rows` where it computes. `labels` (B,) are in the order of the outputs."""
+
+    def portions(self, lengths: np.ndarray) -> list[slice]:
+        """Where to cut texts of these lengths for evaluation."""
+
+    def __call__(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Logits (B, C) and the vectors (B, D) that the head read."""
+
+
+class Padded:
+    """The texts of a batch side by side, padded to the longest: as every BERT takes them.
+
+    Args:
+        multiple: what lengths are padded to, so that few shapes occur.
+    """
+
+    def __init__(self, model: BertClassifier, machine: Machine, pad_id: int = 0, multiple: int = 1) -> None:
+        self.model, self.pad_id, self.multiple = model, pad_id, multiple
+        self.machine, self.autocast = machine, machine.autocast
+        self.attend = attend if machine.device.type == "cpu" else attend_fused
+
+    def batch(self, examples: Examples, rows: Sequence[int]) -> Batch:
+        longest = self.model.config.max_position_embeddings
+        return collate(examples, rows, self.pad_id, self.multiple, longest).to(self.machine.device)
+
+    def portions(self, lengths: np.ndarray) -> list[slice]:
+        return [slice(start, start + ROWS) for start in range(0, len(lengths), ROWS)]
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        bert = self.model.bert
+        mask = None if batch.attention_mask is None else batch.attention_mask[:, None, None, :]  # (B, 1, 1, S)
+        read = first_token if self.model.config.pool == "cls" else None
+        x = bert.embeddings(batch.input_ids, batch.token_type_ids)
+        vectors = bert.pooler(bert.encode(x, partial(self.attend, mask=mask), read), mask)
+        return self.model.head(vectors), vectors
+
+
+class Packed:
+    """The texts of a batch end to end, by length: next to nothing is computed for padding."""
+
+    def __init__(self, model: BertClassifier, machine: Machine, pad_id: int = 0, multiple: int = 1) -> None:
+        self.model, self.pad_id, self.multiple = model, pad_id, multiple
+        self.autocast = machine.autocast
+
+    def batch(self, examples: Examples, rows: Sequence[int]) -> PackedBatch:
+        return pack(examples, rows, self.pad_id, self.multiple)
+
+    def portions(self, lengths: np.ndarray) -> list[slice]:
+        """After about PORTION tokens, so that what one layer makes of them stays in the processor's cache. 64 texts of
+        16 to 256 tokens: 784 and 864 ms whole, 706 and 724 in portions.
+        """
+        cuts = np.flatnonzero(np.diff(np.cumsum(lengths) // PORTION)) + 1
+        return [slice(*ends) for ends in zip([0, *cuts], [*cuts, len(lengths)])]
+
+    def __call__(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        bert, runs = self.model.bert, batch.runs
+        x = bert.embeddings(batch.input_ids, batch.token_type_ids, batch.position_ids)  # (T, D)
+        if self.model.config.pool == "cls":
+            x = bert.encode(x, partial(attend_runs, runs=runs), lambda x: x[batch.first])  # (B, D)
+            vectors = bert.pooler(x[:, None])
+        else:
+            parts = bert.encode(x, partial(attend_runs, runs=runs)).split([run.texts * run.length for run in runs])
+            texts = (part.unflatten(0, (run.texts, -1)) for run, part in zip(runs, parts))
+            vectors = torch.cat([bert.pooler(part, run.mask) for run, part in zip(runs, texts)])
+        return self.model.head(vectors), vectors
+
+
+def network_for(model: BertClassifier, machine: Machine, pad_id: int = 0, multiple: int = 1) -> Network:
+    """The network that suits the machine."""
+    return (Packed if machine.device.type == "cpu" else Padded)(model, machine, pad_id, multiple)
+
+
+def length_multiple(splits: Sequence[Examples]) -> int:
+    """What texts are padded to. torch's bf16 kernels are made anew for every new shape, a millisecond and a third of a
+    megabyte each, and so are CUDA graphs: where texts have many lengths, a few more tokens cost less.
+    """
+    return 1 if len({len(ids) for split in splits for ids in split.ids}) <= 16 else 8
+
+
+def first_token(x: Tensor) -> Tensor:
+    """(B, S, D) -> (B, 1, D), [CLS]."""
+    return x[:, :1]
+
+
+def attend_fused(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Module, mask: Tensor | None = None) -> Tensor:
+    """`attend` by torch's fused kernels, which on a GPU also draw dropout; without a mask, the fastest of them."""
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout.p if dropout.training else 0.0)
+
+
+def attend_runs(
+    q: Tensor, k: Tensor, v: Tensor, dropout: nn.Module, runs: Sequence[Run], attend: Attend = attend
+) -> Tensor:
+    """`attend` for the runs of a packed batch: q (N, T, H), or (N, B, H) of one token a text; k, v (N, T, H) -> as q.
+
+    Each text by itself, so that the work is that of the real lengths squared.
+    """
+    sizes = [run.texts * run.length for run in runs]
+    asked = sizes if q.shape[-2] == k.shape[-2] else [run.texts for run in runs]
+    contexts = []
+    for run, *part in zip(runs, q.split(asked, dim=-2), k.split(sizes, dim=-2), v.split(sizes, dim=-2)):
+        part = (t.unflatten(-2, (run.texts, -1)) for t in part)  # (N, texts, length or 1, H)
+        # (1, texts, 1, length): with three dimensions torch's fused attention would not take it, at twice the time
+        seen = None if run.mask is None else run.mask.transpose(0, 1)
+        contexts.append(attend(*part, dropout, mask=seen).flatten(-3, -2))
+    return torch.cat(contexts, dim=-2)
+
+
+def twin(model: BertClassifier, instead: dict[Any, Any]) -> BertClassifier:
+    """The same modules with the very same tensors, but for those modules and tensors that `instead` has others for."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared | {id(old): new for old, new in instead.items()})
+
+
+def half_weights(model: BertClassifier, machine: Machine) -> dict[str, nn.Parameter]:
+    """{name of a parameter: its copy in bfloat16}: the matrices that autocast would cast in each step. Else none."""
+    if machine.name != "bf16":
+        return {}
+    matrices = [name + ".weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    weights = {name: model.get_parameter(name) for name in matrices}
+    return {name: nn.Parameter(w.detach().bfloat16()) for name, w in weights.items() if w.requires_grad}
+
+
+def with_copies(model: BertClassifier, half: dict[str, nn.Parameter]) -> BertClassifier:
+    """A twin of `model` whose matrices are the copies."""
+    return twin(model, {model.get_parameter(name): copied for name, copied in half.items()})

@@ -1,0 +1,107 @@
+"""One optimizer step, for any device, number format and number of processes.
+
+Nothing in it reads a number from the device or branches on one: losses, right answers and skipped steps add up in
+`Sums` and are read when somebody wants to print them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minibert.engine.network import Network
+from minibert.engine.optimizer import LARGEST, AdamW, LossScaler
+
+Loss = Callable[[Network, Any], tuple[Tensor, Tensor]]  # a batch -> the sum of its losses, how many answers were right
+Reduce = Callable[[Sequence[Tensor]], None]  # adds each tensor up over all processes, in place
+
+
+def classification(network: Network, batch: Any) -> tuple[Tensor, Tensor]:
+    """The cross-entropy of the logits, added up over the examples, and how many answers were right."""
+    logits = network(batch)[0].float()
+    right = (logits.detach().argmax(dim=1) == batch.labels).sum()
+    return F.cross_entropy(logits, batch.labels, reduction="sum"), right
+
+
+def alone(tensors: Sequence[Tensor]) -> None:
+    """The sum over one process."""
+
+
+class Seen(NamedTuple):
+    """`Sums`, on the host: of all steps since it was cleared."""
+
+    loss: float  # mean a counted thing: an example, or a masked word
+    accuracy: float
+    count: int
+    skipped: int  # steps whose gradients were not finite
+    first_skipped: int  # which step that would have been, from 1; 0: none
+
+
+class Sums:
+    """What steps see, added up where they run."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.total = torch.zeros(5, dtype=torch.float64, device=device)
+
+    def add(self, loss: Tensor, right: Tensor, count: Tensor) -> None:
+        self.total[:3] += torch.stack([loss.double(), right.double(), count.double()])
+
+    def skip(self, finite: Tensor, step: Tensor) -> None:
+        """Of each step, whether its gradients were finite; `step` is how many were taken."""
+        first = torch.where(finite | (self.total[3] > 0), 0, step + 1)
+        self.total[3:] += torch.stack([(~finite).double(), first.double()])
+
+    def read(self) -> Seen:
+        loss, right, count, *skipped = self.total.tolist()
+        return Seen(loss / max(1, count), right / max(1, count), int(count), *map(int, skipped))
+
+    def clear(self) -> None:
+        self.total.zero_()
+
+
+@dataclass
+class State:
+    """All that a step uses, and changes."""
+
+    network: Network
+    optimizer: AdamW
+    scaler: LossScaler
+    sums: Sums
+    rate: Callable[[Tensor], Tensor]  # how many steps were taken -> the learning rate of the next
+    clip: float  # largest global norm of the gradient; 0: any
+    loss: Loss = classification
+
+
+def step(state: State, batches: Sequence[Any], count: Tensor, reduce: Reduce = alone) -> None:
+    """The mean loss over the `count` examples of all batches and processes, its gradient, and one update with it."""
+    state.optimizer.zero_grad()
+    for batch in batches:
+        accumulate(state, batch, count)
+    update(state, reduce)
+
+
+def accumulate(state: State, batch: Any, count: Tensor) -> None:
+    """Add the gradient of one batch. A sum divided by the count of the whole step: however that is cut into batches."""
+    with state.network.autocast():
+        loss, right = state.loss(state.network, batch)
+    (loss * (state.scaler.scale / count)).backward()
+    state.sums.add(loss.detach(), right, torch.full_like(count, len(batch.labels)))
+
+
+@torch.no_grad()
+def update(state: State, reduce: Reduce = alone) -> None:
+    """Clip by the global norm and update. Gradients that are not finite leave weights, moments and schedule alone."""
+    optimizer, scaler = state.optimizer, state.scaler
+    gradients = optimizer.gradients()
+    reduce(gradients)
+    norm = optimizer.norm(gradients) / scaler.scale
+    clipping = (state.clip / (norm + 1e-6)).clamp(max=1.0) if state.clip else torch.ones_like(norm)
+    finite = norm * clipping < LARGEST  # not so of infinity, whose clipping is 0, nor of NaN
+    state.sums.skip(finite, optimizer.steps)
+    optimizer.step(state.rate(optimizer.steps), clipping / scaler.scale, finite, gradients)
+    scaler.update(finite)

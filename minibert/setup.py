@@ -1,0 +1,74 @@
+"""From settings to all that a run starts from: checkpoint, data, and a model with its starting weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from minibert import checkpoint, sources
+from minibert.config import TrainConfig
+from minibert.data import BUNDLED, Dataset, check_vocabulary, load_dataset
+from minibert.data.table import Table
+from minibert.engine.dropout import dropout_for
+from minibert.engine.machine import Machine, choose_device, choose_machine
+from minibert.errors import Say
+from minibert.initialization import Manifest, find_scheme, initialize, layer_config, read_argument, summary
+from minibert.masked import self_mlm
+from minibert.model import BertClassifier
+from minibert.seeds import Seeds
+from minibert.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that a run starts from. `config` has auto and relative paths resolved."""
+
+    config: TrainConfig
+    machine: Machine
+    source: sources.Source
+    tokenizer: Tokenizer
+    data: Dataset
+    model: BertClassifier
+    manifest: Manifest
+
+
+def prepare(config: TrainConfig, say: Say = print, head: nn.Module | None = None, table: Table | None = None) -> Setup:
+    """Settings -> checkpoint, data and initialized model, on the CPU. Writes nothing but the cache.
+
+    Args:
+        head: in place of the default one, a module from (B, D) to (B, C).
+        table: data in memory, in place of what `config.data` names.
+
+    Raises:
+        InputError: something that the settings name cannot be used.
+    """
+    scheme, _ = find_scheme(config.init)
+    machine = choose_machine(config.precision, choose_device())
+    say(f"minibert on {machine.describe()}, {machine.name}: {machine.why}")
+    source = sources.resolve(config.model, scheme.needs_weights, say)
+    bert_config = layer_config(config.init, checkpoint.read_config(source.path))
+    tokenizer = Tokenizer.load(source.path)
+    check_vocabulary(tokenizer, bert_config.vocab_size, source.name)
+    data = load_dataset(config, tokenizer, bert_config.max_position_embeddings, table)
+    say(f"data: {data.summary}")
+    learned = None
+    if scheme.learns:
+        (epochs,) = read_argument(config.init, bert_config)
+        learned = self_mlm(bert_config, data.train, tokenizer, int(epochs), machine, say)
+    hidden, attention, in_front = config.dropout_rates()
+    pool = bert_config.pool if config.pool == "auto" else config.pool
+    bert_config = replace(
+        bert_config, num_labels=len(data.labels), pool=pool, hidden_dropout_prob=hidden,
+        attention_probs_dropout_prob=attention, classifier_dropout=in_front,
+    )  # fmt: skip
+    model = BertClassifier(bert_config, head, dropout=dropout_for(machine.device))
+    manifest = initialize(model, config.init, source.path, Seeds.parse(config.seed), learned)
+    say(f"start: {config.init} ({source.name} {source.sha256[:12]}): {summary(manifest)}")
+    # Resolved, so that a run that goes on elsewhere goes on with the same: also in its number format.
+    resolved = {"pool": pool, "precision": machine.name}
+    resolved["model"] = str(source.path.resolve()) if Path(config.model).is_dir() else source.name
+    if table is None and config.data not in BUNDLED and Path(config.data).exists():
+        resolved["data"] = str(Path(config.data).resolve())
+    return Setup(replace(config, **resolved), machine, source, tokenizer, data, model, manifest)
