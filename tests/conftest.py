@@ -22,8 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # train.py and eval.py
 
 # Tiny models gain nothing from threads, and lose much where the cores are busy.
-os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
-torch.set_num_threads(1)
+THREADS = os.environ.get("TEST_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = THREADS  # for the processes that tests start
+torch.set_num_threads(int(THREADS))
 
 WORDS = [
     *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
@@ -90,10 +91,12 @@ def recording(monkeypatch, change=lambda engine: engine):
 
         def step(batches, count):
             optimizer, sums = engine.state.optimizer, engine.state.sums
-            before, rate, taken = sums.total.clone(), engine.state.rate(optimizer.steps).item(), int(optimizer.steps)
+            before, taken = sums.total.clone(), int(optimizer.steps)
             engine.step(batches, count)
-            loss, _, examples, _, _ = (sums.total - before).tolist()
-            seen.append(SimpleNamespace(loss=loss / examples, rate=rate, stepped=int(optimizer.steps) > taken))
+            loss, _, examples, _ = (sums.total - before).tolist()
+            seen.append(
+                SimpleNamespace(loss=loss / examples, rate=engine.rate(taken), stepped=int(optimizer.steps) > taken)
+            )
 
         return replace(engine, step=step)
 
@@ -115,10 +118,10 @@ def one_step(model, optimizer, batches, rate, clip, machine, scaler=None, networ
     """The step that `train` takes, on a model and batches of a test's own. What it saw, and whether weights moved."""
     network = network(model.train(), machine)
     sums = Sums(optimizer.device)
-    fixed = lambda steps: torch.as_tensor(rate, dtype=torch.float64, device=steps.device)  # noqa: E731
-    state = State(network, optimizer, scaler or LossScaler(False), sums, fixed, clip)
+    numbers = optimizer.numbers(torch.full((1000,), rate, dtype=torch.float64), torch.arange(1, 1001))
+    state = State(network, optimizer, scaler or LossScaler(False), sums, numbers, clip)
     count = sum(len(batch.labels) for batch in batches)
     step(state, batches, torch.tensor(float(count)))
-    loss, correct, seen, skipped, _ = sums.total.unbind()
+    loss, correct, seen, skipped = sums.total.unbind()
     assert seen == count
     return SimpleNamespace(loss_sum=loss, correct=correct, count=count, stepped=not skipped)

@@ -152,9 +152,17 @@ def test_scaler_that_is_off():
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(10, 4), (10, 0), (10, 20), (1, 0), (7, 7)])
-def test_the_schedule_on_the_device_is_the_schedule(total, warmup):
-    schedule = Schedule(3e-4, total, warmup)
-    for step in range(total + 3):
-        rate = schedule(torch.tensor(step))
-        assert rate.dtype == torch.float64
-        assert rate.item() == 3e-4 * linear_schedule(step, total, warmup)
+@pytest.mark.parametrize("correct", [True, False])
+def test_the_numbers_of_a_run_are_those_of_its_steps(total, warmup, correct):
+    """Looked up or computed when asked for: the same updates."""
+    one, other = model_with_gradients(), model_with_gradients()
+    by_table, by_rate = (AdamW(m.named_parameters(), weight_decay=0.1, bias_correction=correct) for m in (one, other))
+    rates = Schedule(3e-2, total, warmup).rates()
+    assert rates.tolist() == [3e-2 * linear_schedule(step, total, warmup) for step in range(total + 1)]
+    table = by_table.numbers(rates, torch.arange(1, total + 2))
+    for step in range(total):
+        by_table.step(table[step])
+        by_rate.step(3e-2 * linear_schedule(step, total, warmup))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
+    assert by_table.shrinkage == by_rate.shrinkage
+    assert by_table.steps == total

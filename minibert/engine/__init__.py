@@ -14,7 +14,7 @@ from minibert.data import Examples
 from minibert.engine.graph import CudaGraphs, Recorded
 from minibert.engine.machine import Machine
 from minibert.engine.network import Network, half_weights, length_multiple, network_for, with_copies
-from minibert.engine.optimizer import WORTH_COMPILING, AdamW, LossScaler, Schedule
+from minibert.engine.optimizer import WORTH_COMPILING, AdamW, LossScaler, Schedule, linear_schedule
 from minibert.engine.step import Loss, State, Sums, classification, step
 from minibert.engine.words import Words
 from minibert.errors import Say
@@ -34,6 +34,7 @@ class Engine:
 
     state: State
     step: Step
+    schedule: Schedule
     splits: list[Examples]
     machine: Machine
     original: BertClassifier
@@ -43,6 +44,10 @@ class Engine:
     @property
     def network(self) -> Network:
         return self.state.network
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        return self.schedule.lr * linear_schedule(step, self.schedule.total, self.schedule.warmup)
 
     def count(self, examples: int) -> Tensor:
         """How many examples count in a step, where it computes."""
@@ -106,11 +111,13 @@ def assemble(
             say(f"the optimizer stays uncompiled, up to a third slower a step: {why_not}")
     computing = network(with_copies(trained, half), machine, words.pad_id, length_multiple(renumbered))
     scaler = LossScaler(machine.name == "fp16", device=machine.device)
-    state = State(computing, optimizer, scaler, Sums(machine.device), schedule, clip, loss)
+    # every number of every step, before the first
+    numbers = optimizer.numbers(schedule.rates(), torch.arange(1, schedule.total + 2))
+    state = State(computing, optimizer, scaler, Sums(machine.device), numbers, clip, loss)
     on_cuda = machine.device.type == "cuda"
     one = Recorded(state, CudaGraphs(machine.device), say) if on_cuda else partial(step, state)
     computing.model.train()
-    return Engine(state, one, renumbered, machine, model, trained, words)
+    return Engine(state, one, schedule, renumbered, machine, model, trained, words)
 
 
 def named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

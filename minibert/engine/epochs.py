@@ -103,11 +103,11 @@ class Watch:
         """The sums of the epoch so far.
 
         Raises:
-            InputError: what `unusable` makes of the number of the first step whose gradients were not finite, where a
-                smaller loss scale cannot mend that.
+            InputError: what `unusable` makes of the number of a step whose gradients were not finite, where a smaller
+                loss scale cannot mend that.
         """
         self.looked = time.monotonic()
         seen = self.engine.state.sums.read()
         if seen.skipped and self.engine.state.scaler.spent:
-            raise self.unusable(seen.first_skipped)
+            raise self.unusable(int(self.engine.state.optimizer.steps) + 1)
         return seen

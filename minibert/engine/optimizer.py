@@ -29,14 +29,17 @@ WORTH_COMPILING = 5e9
 LARGEST = math.sqrt(torch.finfo(torch.float32).max)
 
 
-def update(w: Tensor, grad: Tensor, m: Tensor, v: Tensor, half: Tensor | None = None, *, numbers: Tensor) -> None:
+def update(
+    w: Tensor, grad: Tensor, m: Tensor, v: Tensor, half: Tensor | None, numbers: Tensor, factor: Tensor, finite: Tensor
+) -> None:
     """AdamW for some elements: weights, gradient, first and second moment, in place; `half` is the weights in bf16.
 
-    `numbers` are 1 - beta1, 1 - beta2, what decay leaves of a weight, the rate, eps, the factor on the gradient, and
-    whether there is an update at all: if not, the first four are 0, 0, 1, 0, and gradients, which may be infinite, 0.
+    `numbers` are 1 - beta1, 1 - beta2, what decay leaves of a weight, the rate, and eps: as `AdamW.numbers` has them,
+    or 0, 0, 1, 0, eps where there is to be no update. `factor` is that on the gradient. If not `finite`, the gradient
+    is not looked at: 0 times infinity would not be 0.
     """
-    rest1, rest2, kept, rate, eps, factor, on = numbers.to(w.dtype).unbind()
-    g = torch.where(on > 0, grad.to(w.dtype) * factor, 0.0)
+    rest1, rest2, kept, rate, eps = numbers.unbind()
+    g = torch.where(finite, grad.to(w.dtype) * factor, 0.0)
     m.lerp_(g, rest1)
     v.lerp_(g * g, rest2)
     w.mul_(kept).sub_(m / (v.sqrt() + eps) * rate)
@@ -44,9 +47,9 @@ def update(w: Tensor, grad: Tensor, m: Tensor, v: Tensor, half: Tensor | None = 
         half.copy_(w)
 
 
-def square_sum(grad: Tensor) -> Tensor:
-    """Of a row of elements, in float64: the square of a finite float32 number need not be one."""
-    return torch.linalg.vector_norm(grad, dtype=torch.float64).square()
+def norm_of(grad: Tensor) -> Tensor:
+    """Of a row of elements, summed in float64: the square of a finite float32 number need not be one."""
+    return torch.linalg.vector_norm(grad, dtype=torch.float64)
 
 
 def join(tensors: Sequence[Tensor]) -> Tensor:
@@ -109,12 +112,12 @@ class AdamW:
     ) -> None:
         self.parameters = {name: p for name, p in named_parameters if p.requires_grad}
         self.half = half or {}
-        self.eps, self.weight_decay, self.bias_correction = eps, weight_decay, bias_correction
+        self.betas, self.eps, self.weight_decay, self.bias_correction = betas, eps, weight_decay, bias_correction
         self.device = next(iter(self.parameters.values())).device
         self.steps = torch.zeros((), dtype=torch.int64, device=self.device)
         self.shrinkage = torch.ones((), dtype=torch.float64, device=self.device)
-        self.betas = torch.tensor(betas, dtype=torch.float64, device=self.device)
-        self.update, self.square_sum, self.compiled = update, square_sum, False
+        self.idle = torch.tensor([[0.0, 0.0, 1.0, 0.0, eps]] * 2, dtype=torch.float64, device=self.device)
+        self.update, self.norm_of, self.compiled = update, norm_of, False
         self.groups = self._groups()
         self.exp_avg, self.exp_avg_sq = ({} for _ in range(2))
         for group in self.groups:
@@ -149,15 +152,16 @@ class AdamW:
     def compile(self) -> str | None:
         """Fuse update and norm into one pass over memory each. Returns why not, where no compiler is there or works."""
         try:
-            fused, summed = torch.compile(update, dynamic=True), torch.compile(square_sum, dynamic=True)
-            for half in [[], [torch.zeros(64, device=self.device).bfloat16()]] if self.half else [[]]:
+            fused, summed = torch.compile(update, dynamic=True), torch.compile(norm_of, dynamic=True)
+            numbers, one = torch.ones(5, device=self.device), torch.ones((), device=self.device)
+            for half in [None, torch.zeros(64, device=self.device).bfloat16()] if self.half else [None]:
                 w, grad, m, v = torch.zeros(4, 64, device=self.device)
-                grad = grad.bfloat16() if half else grad
-                fused(w, grad, m, v, *half, numbers=torch.ones(7, dtype=torch.float64, device=self.device))
+                grad = grad if half is None else grad.bfloat16()
+                fused(w, grad, m, v, half, numbers, one, one > 0)
                 summed(grad)
         except Exception as error:  # whatever a compiler may say
             return (str(error).strip() or type(error).__name__).splitlines()[0]
-        self.update, self.square_sum, self.compiled = fused, summed, True
+        self.update, self.norm_of, self.compiled = fused, summed, True
         return None
 
     def gradients(self) -> list[Tensor]:
@@ -166,7 +170,7 @@ class AdamW:
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
         """The norm of all gradients together, float64, without dimensions."""
-        return torch.stack([self.square_sum(gradient) for gradient in gradients]).sum().sqrt()
+        return torch.linalg.vector_norm(torch.stack([self.norm_of(gradient) for gradient in gradients]))
 
     def zero_grad(self, keep: bool = False) -> None:
         """Clear the gradients. keep: their memory stays, filled with zeros: graphs that share them need it."""
@@ -178,46 +182,53 @@ class AdamW:
             else:
                 leaf.grad.zero_()
 
+    def numbers(self, rates: Tensor, steps: Tensor) -> Tensor:
+        """The numbers of some updates: with the learning rates (T,), as the steps (T,), counted from 1.
+
+        Returns:
+            (T, 2, 5) float64 where the parameters are: for those that decay and for those that do not, the numbers that
+            `update` takes.
+        """
+        rates, steps = rates.double(), steps.double()
+        # w -= rate * (m / correction1) / (sqrt(v / correction2) + eps), with the corrections drawn out of the quotient
+        correction1, correction2 = (1 - beta**steps if self.bias_correction else 1 + 0 * steps for beta in self.betas)
+        rest1, rest2 = (torch.full_like(rates, 1 - beta) for beta in self.betas)
+        root, one = correction2.sqrt(), torch.ones_like(rates)
+        kinds = [
+            torch.stack([rest1, rest2, kept, rates * root / correction1, self.eps * root], dim=-1)
+            for kept in (1 - rates * self.weight_decay, one)
+        ]
+        return torch.stack(kinds, dim=1).to(self.device)
+
     @torch.no_grad()
     def step(
         self,
-        rate: Tensor | float,
-        factor: Tensor | float = 1.0,
-        finite: Tensor | bool = True,
+        rate: float | Tensor,
+        factor: float | Tensor = 1.0,
+        finite: bool | Tensor = True,
         gradients: Sequence[Tensor] | None = None,
     ) -> None:
         """One update. A parameter without a gradient counts as one whose gradient is zero.
 
         Args:
-            rate: the learning rate.
+            rate: the learning rate, or what `numbers` gave for this step, (2, 5).
             factor: multiplies every gradient on the way in: clipping and loss scaling cost no pass.
             finite: False leaves all as it is, whatever the gradients hold.
             gradients: as `gradients` gave them; None: it is asked.
         """
-        rate, factor, on = (
-            torch.as_tensor(number, dtype=torch.float64, device=self.device) for number in (rate, factor, finite)
-        )
-        self.steps.add_(on.to(torch.int64))
-        rate, rest = rate * on, (1 - self.betas) * on
-        kept = 1 - rate * self.weight_decay
-        self.shrinkage.mul_(kept)
-        # w -= rate * (m / correction1) / (sqrt(v / correction2) + eps), with the corrections drawn out of the quotient
-        if self.bias_correction:
-            correction = 1 - self.betas ** self.steps.clamp(min=1)
-            root = correction[1].sqrt()
-            rate, eps = rate * root / correction[0], self.eps * root
-        else:
-            eps = torch.full_like(rate, self.eps)
-        one = torch.ones_like(rate)
-        numbers = {
-            decays: torch.stack([rest[0], rest[1], left, rate, eps, factor, on])
-            for decays, left in ((True, kept), (False, one))
-        }
-        pieces = PIECE if self.device.type == "cpu" and not self.compiled else None
+        if not isinstance(rate, Tensor):
+            rate = self.numbers(torch.tensor([rate], dtype=torch.float64), self.steps.cpu()[None] + 1)[0]
+        finite = torch.as_tensor(finite, device=self.device)
+        numbers = torch.where(finite, rate, self.idle)
+        self.steps.add_(finite)
+        self.shrinkage.mul_(numbers[0, 2])
+        dtype = self.groups[0].w.dtype
+        numbers, factor = numbers.to(dtype), torch.as_tensor(factor, device=self.device).to(dtype)
+        piece = PIECE if self.device.type == "cpu" and not self.compiled else None
         for group, gradient in zip(self.groups, self.gradients() if gradients is None else gradients):
             rows = [group.w, gradient, group.exp_avg, group.exp_avg_sq] + [group.half] * (group.half is not None)
-            for piece in zip(*[row.split(pieces or len(row)) for row in rows]):
-                self.update(*piece, numbers=numbers[group.decays])
+            for w, g, m, v, *half in zip(*[row.split(piece or len(row)) for row in rows]):
+                self.update(w, g, m, v, half[0] if half else None, numbers[0 if group.decays else 1], factor, finite)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Flat, tensors only: `exp_avg.NAME`, `exp_avg_sq.NAME`, `step`, `shrinkage`."""
@@ -254,6 +265,10 @@ class LossScaler:
         """Whether gradients that are not finite cannot be mended by a smaller scale. Reads the device."""
         return not self.enabled or bool(self.scale < 2**-24)
 
+    def unscaled(self, number: Tensor) -> Tensor:
+        """A number that belongs to scaled gradients -> to those of the loss itself."""
+        return number / self.scale if self.enabled else number
+
     def update(self, finite: Tensor) -> None:
         """Say of each step whether all its gradients were finite."""
         if not self.enabled:
@@ -288,14 +303,13 @@ def linear_schedule(step: int, total: int, warmup: int) -> float:
 
 @dataclass(frozen=True)
 class Schedule:
-    """`lr` times linear_schedule, computed on the device from the number of steps taken, which lies there."""
+    """`lr` times linear_schedule."""
 
     lr: float
     total: int
     warmup: int
 
-    def __call__(self, steps: Tensor) -> Tensor:
-        """The rate of the next step, float64, without dimensions."""
-        steps = steps.double()
-        down = ((self.total - steps) / max(1, self.total - self.warmup)).clamp(min=0.0)
-        return self.lr * torch.where(steps < self.warmup, steps / max(1, self.warmup), down)
+    def rates(self) -> Tensor:
+        """Of every step, and one more, (total + 1,) float64."""
+        steps = range(self.total + 1)
+        return torch.tensor([self.lr * linear_schedule(s, self.total, self.warmup) for s in steps], dtype=torch.float64)

@@ -39,26 +39,24 @@ class Seen(NamedTuple):
     accuracy: float
     count: int
     skipped: int  # steps whose gradients were not finite
-    first_skipped: int  # which step that would have been, from 1; 0: none
 
 
 class Sums:
     """What steps see, added up where they run."""
 
     def __init__(self, device: torch.device) -> None:
-        self.total = torch.zeros(5, dtype=torch.float64, device=device)
+        self.total = torch.zeros(4, dtype=torch.float64, device=device)
 
     def add(self, loss: Tensor, right: Tensor, count: Tensor) -> None:
         self.total[:3] += torch.stack([loss.double(), right.double(), count.double()])
 
-    def skip(self, finite: Tensor, step: Tensor) -> None:
-        """Of each step, whether its gradients were finite; `step` is how many were taken."""
-        first = torch.where(finite | (self.total[3] > 0), 0, step + 1)
-        self.total[3:] += torch.stack([(~finite).double(), first.double()])
+    def skip(self, finite: Tensor) -> None:
+        """Of each step, whether its gradients were finite."""
+        self.total[3].add_(~finite)
 
     def read(self) -> Seen:
-        loss, right, count, *skipped = self.total.tolist()
-        return Seen(loss / max(1, count), right / max(1, count), int(count), *map(int, skipped))
+        loss, right, count, skipped = self.total.tolist()
+        return Seen(loss / max(1, count), right / max(1, count), int(count), int(skipped))
 
     def clear(self) -> None:
         self.total.zero_()
@@ -72,7 +70,7 @@ class State:
     optimizer: AdamW
     scaler: LossScaler
     sums: Sums
-    rate: Callable[[Tensor], Tensor]  # how many steps were taken -> the learning rate of the next
+    numbers: Tensor  # (steps, 2, 5): those of every update, see AdamW.numbers
     clip: float  # largest global norm of the gradient; 0: any
     loss: Loss = classification
 
@@ -99,9 +97,10 @@ def update(state: State, reduce: Reduce = alone) -> None:
     optimizer, scaler = state.optimizer, state.scaler
     gradients = optimizer.gradients()
     reduce(gradients)
-    norm = optimizer.norm(gradients) / scaler.scale
+    norm = scaler.unscaled(optimizer.norm(gradients))
     clipping = (state.clip / (norm + 1e-6)).clamp(max=1.0) if state.clip else torch.ones_like(norm)
     finite = norm * clipping < LARGEST  # not so of infinity, whose clipping is 0, nor of NaN
-    state.sums.skip(finite, optimizer.steps)
-    optimizer.step(state.rate(optimizer.steps), clipping / scaler.scale, finite, gradients)
+    state.sums.skip(finite)
+    numbers = state.numbers.index_select(0, optimizer.steps.view(1))[0]
+    optimizer.step(numbers, scaler.unscaled(clipping), finite, gradients)
     scaler.update(finite)

@@ -12,7 +12,7 @@ from minibert.config import TrainConfig
 from minibert.data.batches import cut
 from minibert.engine import Engine, assemble
 from minibert.engine.epochs import Cursor, Plan, Watch, own_random_numbers, steps
-from minibert.engine.optimizer import Schedule, linear_schedule, warmup_steps
+from minibert.engine.optimizer import Schedule, warmup_steps
 from minibert.errors import InputError, Say
 from minibert.evaluation import predict, report
 from minibert.progress import Progress
@@ -88,7 +88,7 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say) -> 
         engine = engine_of(setup, plan, say)
         if state is not None:
             engine.load_state_dict(tensors)
-        for line in opening(config, plan.steps, plan.size, engine.state.rate.warmup, path):
+        for line in opening(config, plan.steps, plan.size, engine.schedule.warmup, path):
             say(line)
         say(HEADER)
     while cursor.epoch <= config.epochs:
@@ -120,14 +120,14 @@ def one_epoch(engine: Engine, setup: Setup, plan: Plan, cursor: Cursor, path: Pa
     Raises:
         InputError: gradients that are not finite.
     """
-    config, data, network = setup.config, setup.data, engine.network
+    data, network = setup.data, engine.network
     train_split, val_split = engine.splits
 
     def batches(chosen: Sequence[int]) -> tuple[Sequence[Any], int]:
         return [network.batch(train_split, part) for part in cut(chosen, plan.batch_size)], len(chosen)
 
     def unusable(step: int) -> InputError:
-        lr = config.lr * linear_schedule(step - 1, plan.epochs * plan.steps, engine.state.rate.warmup)
+        lr = engine.rate(step - 1)
         return InputError(
             f"the gradient is not finite at step {step} (lr {lr:.2g}); lower --lr or lengthen --warmup. {path} keeps"
             " the epochs before"
@@ -150,7 +150,7 @@ def one_epoch(engine: Engine, setup: Setup, plan: Plan, cursor: Cursor, path: Pa
     return {
         "epoch": cursor.epoch, "train_loss": seen.loss, "train_accuracy": seen.accuracy, "val_loss": val["loss"],
         "val_accuracy": val["accuracy"],
-        "lr": config.lr * linear_schedule(max(0, taken - 1), plan.epochs * plan.steps, engine.state.rate.warmup),
+        "lr": engine.rate(max(0, taken - 1)),
         "seconds": seconds, "examples_per_second": plan.examples / seconds, "step": taken,
         "skipped_steps": seen.skipped, "val_majority": val["majority"], "verdict": val["verdict"],
     }  # fmt: skip
