@@ -1,4 +1,10 @@
-"""The one error that a user can cause and mend."""
+"""What the package says to its user: the one error that can be caused and mended, and lines as it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Say = Callable[[str], None]  # gets one line, as print does
 
 
 class InputError(ValueError):

@@ -13,11 +13,10 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from minibert.errors import InputError
+from minibert.errors import InputError, Say
 from minibert.files import sha256
 
 BASE, SMALL = "bert-base-uncased", "minilm-l6"
@@ -31,8 +30,6 @@ PACKAGE_FILES = {
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
     "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
 }
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

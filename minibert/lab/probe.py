@@ -24,11 +24,11 @@ from torch.func import functional_call
 from minibert.config import TrainConfig
 from minibert.data import Examples
 from minibert.data.batches import Batch, collate
-from minibert.errors import InputError
+from minibert.errors import InputError, Say
 from minibert.initialization import Manifest
 from minibert.model import BertClassifier
 from minibert.seeds import derive
-from minibert.training.loop import Say, prepare
+from minibert.training.loop import prepare
 from minibert.training.optimizer import linear_schedule
 from minibert.verdict import mean_cosine
 

@@ -17,7 +17,7 @@ from minibert import checkpoint, fast, sources
 from minibert.config import TrainConfig
 from minibert.data import BUNDLED, Dataset, Examples, check_vocabulary, load_dataset
 from minibert.data.batches import Batch, PackedBatch, collate, pack
-from minibert.errors import InputError
+from minibert.errors import InputError, Say
 from minibert.evaluation import predict, report
 from minibert.files import write_json
 from minibert.initialization import Manifest, find_scheme, initialize, layer_config, read_argument, summary
@@ -31,8 +31,6 @@ from minibert.training.optimizer import WORTH_COMPILING, AdamW, clipped_step, li
 from minibert.training.progress import Progress, duration
 from minibert.training.rows import OccurringRows
 from minibert.verdict import advice, in_words, streak
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

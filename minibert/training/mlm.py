@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from minibert import fast
 from minibert.data import Examples, cache_folder
 from minibert.data.batches import Batch, batches
-from minibert.errors import InputError
+from minibert.errors import InputError, Say
 from minibert.files import write_cache
 from minibert.initialization import draw, stream
 from minibert.model import ACTIVATIONS, Bert, BertClassifier, BertConfig
@@ -34,8 +33,6 @@ from minibert.tokenizer import SPECIAL, Tokenizer
 from minibert.training.optimizer import AdamW, clipped_step, linear_schedule, warmup_steps
 from minibert.training.progress import Progress, duration
 from minibert.training.rows import OccurringRows
-
-Say = Callable[[str], None]
 
 MASK = "[MASK]"
 SEED = 0  # always: runs that differ in --seed share one result
