@@ -20,7 +20,6 @@ from minibert.data.table import Table, read_texts
 from minibert.data.windows import Encoding, read_motion, read_windows
 from minibert.errors import InputError
 from minibert.files import write_cache
-from minibert.seeds import Seeds
 from minibert.tokenizer import Tokenizer
 
 BUNDLED = ("motion", "motion-overlap")
@@ -80,7 +79,7 @@ def load_dataset(config: TrainConfig, tokenizer: Tokenizer, positions: int | Non
         InputError: the data cannot be used; the line says what is wrong and where.
     """
     table = read_table(config)
-    parts = split_rows(table, Seeds.parse(config.seed).split)
+    parts = split_rows(table, config.seeds.split)
     labels = sorted(set(table.labels), key=table.label_order)
     texts, how = table.texts, ""
     if table.windows is not None:

@@ -23,7 +23,7 @@ from minibert.files import write_json
 from minibert.initialization import Manifest, find_scheme, initialize, layer_config, read_argument, summary
 from minibert.model import BertClassifier
 from minibert.precision import LossScaler, Precision, choose_device, choose_precision
-from minibert.seeds import Seeds, derive
+from minibert.seeds import derive
 from minibert.tokenizer import Tokenizer
 from minibert.training import run
 from minibert.training.mlm import self_mlm
@@ -65,14 +65,14 @@ def prepare(config: TrainConfig, say: Say = print) -> Setup:
     if scheme.learns:
         (epochs,) = read_argument(config.init, bert_config)
         learned = self_mlm(bert_config, data.train, tokenizer, int(epochs), precision, say)
-    hidden, attention, head = config.dropout_rates()
+    hidden, attention, head = config.rates
     pool = bert_config.pool if config.pool == "auto" else config.pool
     bert_config = replace(
         bert_config, num_labels=len(data.labels), pool=pool, hidden_dropout_prob=hidden,
         attention_probs_dropout_prob=attention, classifier_dropout=head,
     )  # fmt: skip
     model = BertClassifier(bert_config)
-    manifest = initialize(model, config.init, source.path, Seeds.parse(config.seed), learned)
+    manifest = initialize(model, config.init, source.path, config.seeds, learned)
     say(f"start: {config.init} ({source.name} {source.sha256[:12]}): {summary(manifest)}")
     resolved = {"pool": pool, "model": str(source.path.resolve()) if Path(config.model).is_dir() else source.name}
     if config.data not in BUNDLED and Path(config.data).exists():
@@ -129,7 +129,6 @@ def resume(path: Path, say: Say = print) -> Path:
 def fit(setup: Setup, path: Path, state: tuple[dict, dict] | None, say: Say) -> Path:
     """Train from `state` (None: from the start) to the last epoch; keep the best epoch in PATH/model."""
     config, data, device = setup.config, setup.data, setup.precision.device
-    seeds = Seeds.parse(config.seed)
     per_epoch = math.ceil(math.ceil(len(data.train) / config.batch_size) / config.accumulate)
     total = config.epochs * per_epoch
     warmup = warmup_steps(config.warmup, total)
@@ -157,8 +156,8 @@ def fit(setup: Setup, path: Path, state: tuple[dict, dict] | None, say: Say) -> 
         tally, skipped = Tally(), 0
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             # Streams that depend on the epoch alone: a resumed run draws what the whole one would have drawn.
-            torch.manual_seed(derive(seeds.dropout, "dropout", epoch))
-            generator = torch.Generator().manual_seed(derive(seeds.order, "order", epoch))
+            torch.manual_seed(derive(config.seeds.dropout, "dropout", epoch))
+            generator = torch.Generator().manual_seed(derive(config.seeds.order, "order", epoch))
             order = torch.randperm(len(train_split), generator=generator).tolist()
             for first in range(0, len(order), size):
                 chosen = order[first : first + size]
