@@ -13,7 +13,7 @@ from conftest import ROOT, TINY
 from minibert.checkpoint import load_classifier, load_encoder
 from minibert.config import TrainConfig
 from minibert.errors import InputError
-from minibert.initialization import find_scheme, forms, initialize, layer_config, layer_of, summary
+from minibert.initialization import SCHEMES, Init, forms, initialize, layer_config, layer_of, summary
 from minibert.model import BertClassifier
 from minibert.seeds import Seeds
 from minibert.training import loop
@@ -22,8 +22,9 @@ WRITTEN = [form.replace("K", "1").replace("I-J", "1-1").replace("G", "0.1").repl
 
 
 def start(scheme, tiny, **seeds):
-    model = BertClassifier(layer_config(scheme, TINY))
-    return model, initialize(model, scheme, tiny, Seeds(**seeds), learned(scheme))
+    init = Init.parse(scheme)
+    model = BertClassifier(layer_config(init, TINY))
+    return model, initialize(model, init, tiny, Seeds(**seeds), learned(scheme))
 
 
 def learned(scheme):
@@ -72,13 +73,13 @@ def test_seeds_are_apart(tiny, scheme):
     assert any(not equal(first.bert, other.bert) for other in others) == drawn  # two layers have one other order
 
 
-@pytest.mark.parametrize("scheme", [form for form in WRITTEN if not find_scheme(form)[0].needs_weights])
+@pytest.mark.parametrize("scheme", [form for form in WRITTEN if not Init.parse(form).scheme.needs_weights])
 def test_random_schemes_need_no_weights(tiny, tmp_path, scheme):
     (tmp_path / "config.json").write_bytes((tiny / "config.json").read_bytes())
     assert equal(start(scheme, tmp_path)[0], start(scheme, tiny)[0])
 
 
-@pytest.mark.parametrize("scheme", [form for form in WRITTEN if find_scheme(form)[0].needs_weights])
+@pytest.mark.parametrize("scheme", [form for form in WRITTEN if Init.parse(form).scheme.needs_weights])
 def test_the_others_say_so(tmp_path, tiny, scheme):
     (tmp_path / "config.json").write_bytes((tiny / "config.json").read_bytes())
     with pytest.raises(InputError, match=r"no model\.safetensors"):
@@ -199,7 +200,7 @@ def test_self_mlm_takes_what_was_trained_and_draws_the_pooler(tiny):
         assert manifest[f"bert.{name}"]["source"] == ("drawn" if name.startswith("pooler.") else "self-mlm")
     assert summary(manifest).startswith("29 tensors self-mlm, 4 tensors drawn: bert.pooler.dense.weight")
     with pytest.raises(ValueError, match="pass them as `learned`"):
-        initialize(model, "self-mlm:1", tiny, Seeds())
+        initialize(model, Init.parse("self-mlm:1"), tiny, Seeds())
 
 
 def test_deepnorm_has_its_gains_and_its_scale(tiny):
@@ -214,7 +215,7 @@ def test_deepnorm_has_its_gains_and_its_scale(tiny):
         (layer.feed_forward.input.weight, gain * oblong), (layer.feed_forward.output.weight, gain * oblong),
     ]:  # fmt: skip
         assert matrix.std().item() == pytest.approx(std, rel=0.1)
-    assert layer_config("deepnorm", replace(TINY, num_hidden_layers=12)).residual_scale == pytest.approx(
+    assert layer_config(Init.parse("deepnorm"), replace(TINY, num_hidden_layers=12)).residual_scale == pytest.approx(
         2.213, abs=1e-3
     )
 
@@ -223,7 +224,8 @@ def test_admin_scales_the_skip(tiny):
     model, _ = start("admin", tiny)
     assert equal(model.bert, start("random", tiny)[0].bert)
     assert model.bert.layers[1].residual_scale == model.config.residual_scale > 1
-    assert layer_config("admin", replace(TINY, num_hidden_layers=12)).residual_scale == pytest.approx(2.601, abs=1e-3)
+    config = layer_config(Init.parse("admin"), replace(TINY, num_hidden_layers=12))
+    assert config.residual_scale == pytest.approx(2.601, abs=1e-3)
 
 
 def test_gates_start_where_the_scheme_says(tiny):
@@ -242,7 +244,7 @@ def test_prenorm_has_its_norms_elsewhere(tiny):
 
 def test_a_checkpoint_of_other_layers_is_refused():
     with pytest.raises(InputError, match="starts from a plain BERT"):
-        layer_config("random", replace(TINY, norm_first=True))
+        layer_config(Init.parse("random"), replace(TINY, norm_first=True))
 
 
 def test_encoder_and_head_share_no_stream(tiny):
@@ -281,9 +283,26 @@ def test_bad_schemes_name_what_is_allowed(tiny, scheme, words):
         start(scheme, tiny)
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "argument", "numbers"),
+    [
+        ("pretrained", "pretrained", "", ()),
+        ("random:deep", "random:deep", "", ()),
+        ("reinit:2", "reinit", "2", (2,)),
+        ("layers:1-2", "layers", "1-2", (1, 2)),
+        ("layerscale:1e-1", "layerscale", "1e-1", (0.1,)),
+        ("self-mlm:10", "self-mlm", "10", (10,)),
+    ],
+)
+def test_a_scheme_is_parsed_once_and_its_numbers_are_the_models(text, name, argument, numbers):
+    init = Init.parse(text)
+    assert init == Init(text, SCHEMES[name], argument)
+    assert init.numbers(TINY) == numbers
+
+
 def test_one_layer_has_no_other_order(tiny):
     with pytest.raises(InputError, match="one layer"):
-        initialize(BertClassifier(replace(TINY, num_hidden_layers=1)), "permute-layers", tiny, Seeds())
+        initialize(BertClassifier(replace(TINY, num_hidden_layers=1)), Init.parse("permute-layers"), tiny, Seeds())
 
 
 def test_the_readme_has_every_scheme():

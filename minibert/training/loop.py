@@ -20,7 +20,7 @@ from minibert.data.batches import Batch, PackedBatch, collate, pack
 from minibert.errors import InputError, Say
 from minibert.evaluation import predict, report
 from minibert.files import write_json
-from minibert.initialization import Manifest, find_scheme, initialize, layer_config, read_argument, summary
+from minibert.initialization import Init, Manifest, initialize, layer_config, summary
 from minibert.model import BertClassifier
 from minibert.precision import LossScaler, Precision, choose_device, choose_precision
 from minibert.seeds import derive
@@ -52,18 +52,18 @@ def prepare(config: TrainConfig, say: Say = print) -> Setup:
     Raises:
         InputError: something that the settings name cannot be used.
     """
-    scheme, _ = find_scheme(config.init)
+    init = Init.parse(config.init)
     precision = choose_precision(config.precision, choose_device())
     say(f"minibert on {run.device_name(precision.device)}, {precision.name}: {precision.why}")
-    source = sources.resolve(config.model, scheme.needs_weights, say)
-    bert_config = layer_config(config.init, checkpoint.read_config(source.path))
+    source = sources.resolve(config.model, init.scheme.needs_weights, say)
+    bert_config = layer_config(init, checkpoint.read_config(source.path))
     tokenizer = Tokenizer.load(source.path)
     check_vocabulary(tokenizer, bert_config.vocab_size, source.name)
     data = load_dataset(config, tokenizer, bert_config.max_position_embeddings)
     say(f"data: {data.summary}")
     learned = None
-    if scheme.learns:
-        (epochs,) = read_argument(config.init, bert_config)
+    if init.scheme.learns:
+        (epochs,) = init.numbers(bert_config)
         learned = self_mlm(bert_config, data.train, tokenizer, int(epochs), precision, say)
     hidden, attention, head = config.rates
     pool = bert_config.pool if config.pool == "auto" else config.pool
@@ -72,7 +72,7 @@ def prepare(config: TrainConfig, say: Say = print) -> Setup:
         attention_probs_dropout_prob=attention, classifier_dropout=head,
     )  # fmt: skip
     model = BertClassifier(bert_config)
-    manifest = initialize(model, config.init, source.path, config.seeds, learned)
+    manifest = initialize(model, init, source.path, config.seeds, learned)
     say(f"start: {config.init} ({source.name} {source.sha256[:12]}): {summary(manifest)}")
     resolved = {"pool": pool, "model": str(source.path.resolve()) if Path(config.model).is_dir() else source.name}
     if config.data not in BUNDLED and Path(config.data).exists():
