@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from minibert.errors import InputError
 from minibert.files import read_json, replace_file, write_json
-from minibert.model import Bert, BertClassifier, BertConfig
+from minibert.model import Bert, BertClassifier, BertConfig, ClassificationHead
 
 log = logging.getLogger("minibert")
 
@@ -61,18 +61,34 @@ class LoadReport:
     drawn: tuple[str, ...]
 
 
-def published_names(ours: str) -> list[str]:
-    """`layers.0.attention.qkv.bias` -> its published names, without prefix; the head's are `classifier.*`."""
-    if ours.startswith("head."):
-        return ["classifier." + ours.removeprefix("head.").removeprefix("linear.")]
-    stem, _, leaf = ours.removeprefix("bert.").rpartition(".")
-    layer = re.match(r"layers\.(\d+)\.", stem)
-    key = stem if layer is None else stem.replace(layer[0], "layers.{i}.", 1)
-    return [f"{name.format(i=layer and layer[1])}.{leaf}" for name in NAMES[key]]
+def published_names(model: Bert | BertClassifier) -> dict[str, list[str]]:
+    """All of the model's names, each with its published names, without prefix.
+
+    `layers.0.attention.qkv.bias` has three. The head's are `classifier.*`: of the default head `classifier.weight` and
+    `classifier.bias`, as BERT's; of any other what it calls them itself, so that no two of them fall together.
+    """
+    own_head = has_own_head(model)
+    names = {}
+    for ours in model.state_dict():
+        if ours.startswith("head."):
+            names[ours] = ["classifier." + ours.removeprefix("head." if own_head else "head.linear.")]
+            continue
+        stem, _, leaf = ours.removeprefix("bert.").rpartition(".")
+        layer = re.match(r"layers\.(\d+)\.", stem)
+        key = stem if layer is None else stem.replace(layer[0], "layers.{i}.", 1)
+        names[ours] = [f"{name.format(i=layer and layer[1])}.{leaf}" for name in NAMES[key]]
+    return names
+
+
+def has_own_head(model: Bert | BertClassifier) -> bool:
+    """Whether there is a head, and another than the default one."""
+    return isinstance(model, BertClassifier) and type(model.head) is not ClassificationHead
 
 
 def normal_name(name: str) -> str:
     """A name as some file spells it -> the table's spelling: no prefix, weight and bias for gamma and beta."""
+    if name.startswith("classifier."):  # a head's own names, whatever they are
+        return name
     name = name.removeprefix("bert.")
     return re.sub(r"(LayerNorm\.)(gamma|beta)$", lambda m: m[1] + {"gamma": "weight", "beta": "bias"}[m[2]], name)
 
@@ -149,8 +165,9 @@ def load_weights(model: Bert | BertClassifier, path: str | Path) -> LoadReport:
         with_head = any(name.startswith("classifier.") for name in there)
         wanted: list[tuple[str, Tensor, list[str]]] = []
         drawn, missing, wrong = [], [], []
+        published = published_names(model)
         for ours, tensor in model.state_dict().items():
-            names = published_names(ours)
+            names = published[ours]
             absent = [name for name in names if name not in there]
             if absent and ours.startswith("head.") and not with_head:
                 drawn.append(ours)
@@ -201,11 +218,14 @@ def save_pretrained(model: Bert | BertClassifier, path: str | Path, labels: list
 def save_weights(model: Bert | BertClassifier, path: Path) -> None:
     """The tensors alone, in one step: PATH/model.safetensors is the old file or the new one, never a part."""
     prefix = "bert." if isinstance(model, BertClassifier) else ""
-    tensors = {}
+    tensors, published = {}, published_names(model)
     for ours, tensor in model.state_dict().items():
-        names = published_names(ours)
-        for name, part in zip(names, tensor.detach().cpu().chunk(len(names)) if len(names) > 1 else [tensor.cpu()]):
-            tensors[name if name.startswith("classifier.") else prefix + name] = part.contiguous()
+        names = published[ours]
+        for name, part in zip(names, tensor.cpu().chunk(len(names)) if len(names) > 1 else [tensor.cpu()]):
+            if ours.startswith("head."):  # two names of one tensor are a file's tensor each
+                tensors[name] = part.clone(memory_format=torch.contiguous_format)
+            else:
+                tensors[prefix + name] = part.contiguous()
     replace_file(path / "model.safetensors", lambda beside: save_file(tensors, beside, {"format": "pt"}))
 
 

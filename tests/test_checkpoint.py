@@ -21,7 +21,7 @@ from minibert.checkpoint import (
     save_pretrained,
 )
 from minibert.errors import InputError
-from minibert.model import Bert, BertClassifier
+from minibert.model import Bert, BertClassifier, ClassificationHead
 
 LABELS = ["walking", "sitting", "lying", "日本", "e"]
 
@@ -61,7 +61,7 @@ def test_query_key_value_are_in_their_order(tiny):
 
 
 def test_every_tensor_has_its_own_names():
-    names = [n for ours in BertClassifier(TINY).state_dict() for n in published_names(ours)]
+    names = [name for names in published_names(BertClassifier(TINY)).values() for name in names]
     assert len(set(names)) == len(names) == 5 + 16 * TINY.num_hidden_layers + 2 + 2
 
 
@@ -171,6 +171,51 @@ def test_own_head_round_trip(tmp_path):
     assert same(load_classifier(tmp_path, head=head()), model)
     with pytest.raises(InputError, match=r"lacks classifier\.weight"):
         load_classifier(tmp_path)
+
+
+class Twins(nn.Module):
+    """A head whose names would fall together, or be taken for BERT's, if any of them were changed."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(5, 24))
+        self.linear = nn.Linear(24, 5)
+        self.inner = nn.ModuleDict({"linear": nn.Linear(24, 24), "bert": nn.Linear(24, 24, bias=False)})
+        self.LayerNorm = nn.LayerNorm(24)
+        self.LayerNorm.gamma = nn.Parameter(torch.zeros(24))
+        self.batch = nn.BatchNorm1d(24)
+        self.tied = self.linear
+        self.scale = nn.Parameter(torch.zeros(()))
+        self.register_buffer("third", torch.zeros(3, dtype=torch.float64))
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+@torch.no_grad()
+def test_a_head_keeps_its_own_names_and_kinds(tmp_path):
+    torch.manual_seed(2)
+    model = perturbed(BertClassifier(TINY, head=Twins()))
+    model.head.batch.num_batches_tracked += 2**53 + 1  # more than any float holds
+    model.head.third += 1 / 3
+    save_pretrained(model, tmp_path)
+    again = load_classifier(tmp_path, head=Twins())
+    assert same(again, model)
+    assert not torch.equal(again.head.weight, again.head.linear.weight)
+    assert again.head.batch.num_batches_tracked.dtype == torch.int64
+    names = load_file(tmp_path / "model.safetensors").keys()
+    assert {"classifier.weight", "classifier.linear.weight", "classifier.inner.bert.weight"} < names
+
+
+def test_a_head_made_from_the_default_one_is_not_it(tmp_path):
+    class More(ClassificationHead):
+        def __init__(self):
+            super().__init__(TINY)
+            self.weight = nn.Parameter(torch.zeros(7))
+
+    model = perturbed(BertClassifier(TINY, head=More()))
+    save_pretrained(model, tmp_path)
+    assert same(load_classifier(tmp_path, head=More()), model)
 
 
 def drop(name):
