@@ -23,6 +23,7 @@ from minibert.files import write_cache
 from minibert.tokenizer import Tokenizer
 
 BUNDLED = ("motion", "motion-overlap")
+PADDING = 127  # rows that an embedding may have beyond the words: sizes are rounded up to a multiple of 8 to 128
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,9 @@ def cache_folder() -> Path:
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, name: str) -> None:
     """
     Raises:
-        InputError: the tokenizer and the word embedding do not belong together.
+        InputError: the tokenizer and the word embedding do not belong together: fewer rows than words, or many more.
     """
-    if tokenizer.vocab_size != vocab_size:
+    if not tokenizer.vocab_size <= vocab_size <= tokenizer.vocab_size + PADDING:
         raise InputError(
             f"{name}: the tokenizer has {tokenizer.vocab_size} words, the word embedding {vocab_size} rows;"
             " take the tokenizer that was published with these weights"
