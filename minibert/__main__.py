@@ -29,7 +29,6 @@ def main(arguments: list[str]) -> int:
     probe.add_argument("--inputs", metavar="N", type=int, default=24, help="training examples (default: %(default)s)")
     probe.add_argument("--json", action="store_true", help="all figures, and the whole manifest, as JSON")
     bench = verbs.add_parser("bench", help="time training and evaluation beside the reference implementation")
-    bench.add_argument("--against", choices=("transformers",), default="transformers", help="(the only one so far)")
     bench.add_argument("--cases", metavar="A,B", help="of the names it prints (default: all; job takes minutes)")
     bench.add_argument("--precision", metavar="NAME", default="auto", help="auto, fp32, bf16 (default: auto)")
     bench.add_argument("--rounds", type=int, default=3, metavar="N", help="turns that the two sides take (default: 3)")
