@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minibert.checkpoint import load_encoder, load_weights
+from minibert.checkpoint import load_weights
 from minibert.errors import InputError
 from minibert.model import Bert, BertClassifier, BertConfig, init_weights
 from minibert.seeds import Seeds, derive
 
-# name of a tensor -> {"source": pretrained, permuted, drawn or self-mlm; "mean", "std", "sha256"}
+# name of a tensor -> {"source": pretrained, permuted, drawn, self-mlm or buffer; "mean", "std", "sha256"}
 Manifest = dict[str, dict[str, str | float]]
 Origins = dict[str, str]  # name of a tensor of the encoder -> its source
 
@@ -337,12 +337,15 @@ def initialize(
         start = Start(model.bert, checkpoint, stream(seeds.encoder, "encoder"), numbers, learned or {})
         origins = init.scheme.apply(start)
         draw(model.head, model.config.initializer_range, stream(seeds.head, "head"))
+    buffers = {name for name, _ in model.named_buffers()}  # of a head: nothing draws them
     manifest: Manifest = {}
     for name, tensor in model.state_dict().items():
+        other = "buffer" if name in buffers else "drawn"
+        figures = tensor if tensor.is_floating_point() else tensor.double()  # whole numbers have no mean of their kind
         manifest[name] = {
-            "source": origins[name.removeprefix("bert.")] if name.startswith("bert.") else "drawn",
-            "mean": tensor.mean().item(),
-            "std": tensor.std(correction=0).item(),
+            "source": origins[name.removeprefix("bert.")] if name.startswith("bert.") else other,
+            "mean": figures.mean().item(),
+            "std": figures.std(correction=0).item(),
             "sha256": hashlib.sha256(tensor.contiguous().numpy()).hexdigest(),
         }
     return manifest
@@ -354,19 +357,16 @@ def summary(manifest: Manifest) -> str:
     for name, entry in manifest.items():
         names.setdefault(str(entry["source"]), []).append(name)
     parts = [f"{len(group)} tensors {source}" for source, group in names.items()]
-    few = ", ".join(names["drawn"]) if len(names["drawn"]) <= 4 else ""
+    drawn = names.get("drawn", [])
+    few = ", ".join(drawn) if len(drawn) <= 4 else ""
     return ", ".join(parts) + (f": {few}" if few else "")
 
 
 def keep(start: Start, chosen: Callable[[str], bool]) -> Origins:
     """The `chosen` tensors from the checkpoint, the others as random."""
     origins = random(start)
-    source = load_encoder(start.checkpoint, pool=start.bert.config.pool).state_dict()
-    for name, tensor in start.bert.state_dict().items():
-        if chosen(name):
-            tensor.copy_(source[name])
-            origins[name] = "pretrained"
-    return origins
+    load_weights(start.bert, start.checkpoint, chosen)
+    return origins | {name: "pretrained" for name in origins if chosen(name)}
 
 
 def layer_of(name: str) -> int | None:

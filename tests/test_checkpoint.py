@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TINY, perturbed
+from conftest import TINY, labels_of, perturbed
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -17,7 +17,6 @@ from minibert.checkpoint import (
     load_weights,
     normal_name,
     published_names,
-    read_labels,
     save_pretrained,
 )
 from minibert.errors import InputError
@@ -79,7 +78,7 @@ def test_round_trip_of_a_classifier(tmp_path):
     again = load_classifier(tmp_path)
     assert same(again, model)
     assert again.config == TINY
-    assert read_labels(tmp_path) == LABELS
+    assert labels_of(tmp_path) == LABELS
     names = load_file(tmp_path / "model.safetensors").keys()
     assert {"classifier.weight", "classifier.bias"} < names
     assert all(name.startswith(("bert.", "classifier.")) for name in names)
@@ -105,7 +104,7 @@ def test_other_layers_round_trip(tmp_path, change):
 def test_label_order_is_numerical(tmp_path):
     labels = [f"c{i}" for i in range(12)]
     save_pretrained(BertClassifier(replace(TINY, num_labels=12)), tmp_path, labels)
-    assert read_labels(tmp_path) == labels
+    assert labels_of(tmp_path) == labels
 
 
 def published_form(tensors):
@@ -169,8 +168,57 @@ def test_own_head_round_trip(tmp_path):
     model = perturbed(BertClassifier(TINY, head=head()))
     save_pretrained(model, tmp_path)
     assert same(load_classifier(tmp_path, head=head()), model)
-    with pytest.raises(InputError, match=r"lacks classifier\.weight"):
+    with pytest.raises(InputError, match="holds a head of its own kind, Sequential: make one, and pass it as head="):
         load_classifier(tmp_path)
+    with pytest.raises(InputError, match=r"lacks classifier\.weight"):
+        load_classifier(tmp_path, head=nn.Linear(24, 5))
+    assert same(load_encoder(tmp_path), model.bert)
+
+
+@pytest.mark.parametrize(
+    ("change", "head", "family"),
+    [
+        ({}, None, "Bert"),
+        ({"pool": "mean"}, None, "Minibert"),
+        ({"norm_first": True}, None, "Minibert"),
+        ({}, nn.Linear(24, 5), "Minibert"),
+        ({}, nn.Identity(), "Minibert"),
+    ],
+)
+def test_what_is_not_bert_throughout_does_not_say_so(tmp_path, change, head, family):
+    config = replace(TINY, **change)
+    save_pretrained(BertClassifier(config, head=head), tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["model_type"] == family.lower()
+    assert written["architectures"] == [f"{family}ForSequenceClassification"]
+    assert written.get("head") == (None if head is None else type(head).__name__)
+    save_pretrained(Bert(config), tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    alone = family if change else "Bert"
+    assert (written["model_type"], written["architectures"]) == (alone.lower(), [f"{alone}Model"])
+    assert "head" not in written
+
+
+@torch.no_grad()
+def test_the_chosen_tensors_alone(tiny, folder):
+    """The others may be missing, may have other shapes, and stay as they are."""
+    rewrite(folder, drop("pooler.dense.weight"))
+    rewrite(folder, lambda t: t | {"embeddings.word_embeddings.weight": torch.zeros(99, 24)})
+    model = BertClassifier(TINY)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    report = load_weights(model, folder, lambda name: name.startswith("bert.layers.1."))
+    there = BertClassifier(TINY)
+    load_weights(there.bert, tiny)
+    for name, tensor in model.state_dict().items():
+        wanted = there.state_dict() if name.startswith("bert.layers.1.") else before
+        assert torch.equal(tensor, wanted[name]), name
+    assert report.drawn == ()
+    assert len(report.unused) == 5 + 16 + 1  # the embeddings, layer 0 and what is left of the pooler
+    with pytest.raises(InputError, match=r"lacks pooler\.dense\.weight"):
+        load_weights(model, folder, lambda name: "pooler" in name)
+    rewrite(folder, lambda t: t | {"extra": torch.zeros(1)})
+    with pytest.raises(InputError, match="no place for: extra"):
+        load_weights(model, folder, lambda name: False)
 
 
 class Twins(nn.Module):

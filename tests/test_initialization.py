@@ -6,11 +6,14 @@ import math
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY
+from safetensors.torch import load_file, save_file
+from torch import nn
 
-from minibert.checkpoint import load_classifier, load_encoder
+from minibert.checkpoint import load_classifier, load_encoder, read_config, save_pretrained
 from minibert.config import TrainConfig
 from minibert.errors import InputError
 from minibert.initialization import SCHEMES, Init, forms, initialize, layer_config, layer_of, summary
@@ -309,6 +312,47 @@ def test_the_readme_has_every_scheme():
     readme = (ROOT / "README.md").read_text(encoding="utf-8").split("## Starting weights")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (`.*?`) \|", readme, re.MULTILINE)
     assert [name for row in rows for name in re.findall("`(.*?)`", row) if name in forms()] == forms()
+
+
+def test_what_is_drawn_need_not_be_in_the_checkpoint(tiny, tmp_path):
+    """A masked language model has no pooler."""
+    (tmp_path / "config.json").write_bytes((tiny / "config.json").read_bytes())
+    tensors = load_file(tiny / "model.safetensors")
+    save_file({name: t for name, t in tensors.items() if "pooler" not in name}, tmp_path / "model.safetensors")
+    for scheme in ("no-pooler", "embeddings", "encoder", "layers:1-2", "reinit:1"):
+        assert equal(start(scheme, tmp_path)[0], start(scheme, tiny)[0])
+        assert start(scheme, tmp_path)[1] == start(scheme, tiny)[1]
+    for scheme in ("pretrained", "shuffle", "moments"):
+        with pytest.raises(InputError, match=r"lacks pooler.*; pool mean needs no pooler, and --init no-pooler draws"):
+            start(scheme, tmp_path)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_any_saved_model_is_a_start_as_long_as_its_layers_are_berts(tmp_path, pool):
+    model = BertClassifier(replace(TINY, pool=pool), head=nn.Linear(24, 5))
+    save_pretrained(model, tmp_path)
+    init = Init.parse("pretrained")
+    again = BertClassifier(layer_config(init, read_config(tmp_path)))
+    manifest = initialize(again, init, tmp_path, Seeds())
+    assert again.config.pool == pool
+    assert equal(again.bert, model.bert)
+    assert not torch.equal(again.head.linear.weight, model.head.weight)
+    assert manifest["head.linear.weight"]["source"] == "drawn"
+
+
+def test_heads_with_buffers_of_whole_numbers_and_heads_with_nothing(tiny):
+    model = BertClassifier(TINY, head=nn.Sequential(nn.BatchNorm1d(24), nn.Linear(24, 5)))
+    model.head[0].num_batches_tracked += 3
+    manifest = initialize(model, Init.parse("pretrained"), tiny, Seeds())
+    assert list(manifest) == list(model.state_dict())
+    assert manifest["head.0.num_batches_tracked"] == {
+        "source": "buffer", "mean": 3.0, "std": 0.0, "sha256": hashlib.sha256(np.int64(3).tobytes()).hexdigest()
+    }  # fmt: skip
+    assert manifest["head.0.running_mean"]["source"] == "buffer"
+    assert manifest["head.0.weight"]["source"] == manifest["head.1.weight"]["source"] == "drawn"
+    assert "3 tensors buffer" in summary(manifest)
+    bare = initialize(BertClassifier(TINY, head=nn.Identity()), Init.parse("pretrained"), tiny, Seeds())
+    assert summary(bare) == "31 tensors pretrained"
 
 
 def test_summary(tiny):
