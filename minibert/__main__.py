@@ -8,7 +8,7 @@ import json
 import sys
 
 from minibert.commands import guarded
-from minibert.config import PRECISIONS, TrainConfig, field_of, flag
+from minibert.config import PRECISIONS, TrainConfig, add_flags
 from minibert.errors import InputError
 
 # What a probe takes of a run's settings.
@@ -25,15 +25,10 @@ def main(arguments: list[str]) -> int:
     parity.add_argument("--model", metavar="NAME_OR_PATH", default="auto", help="as in train.py (default: auto)")
     parity.add_argument("--against", metavar="NAME", help="transformers or formulas (default: the first that is there)")
     probe = verbs.add_parser("probe", help="look at a network before its first step: signal, gradients, drift")
-    for name in SETTINGS:
-        entry = field_of(name)
-        help = entry.metadata["help"] + ("" if entry.default is None else f" (default: {entry.default})")
-        kind = {"int": int}.get(str(entry.type), str)
-        probe.add_argument(flag(name), dest=name, metavar="X", type=kind, default=entry.default, help=help)
+    add_flags(probe, SETTINGS)
     probe.add_argument("--inputs", metavar="N", type=int, default=24, help="training examples (default: %(default)s)")
     probe.add_argument("--json", action="store_true", help="all figures, and the whole manifest, as JSON")
     bench = verbs.add_parser("bench", help="time training and evaluation beside the reference implementation")
-    bench.add_argument("--against", choices=("transformers",), default="transformers", help="(the only one so far)")
     bench.add_argument("--cases", metavar="A,B", help="of the names it prints (default: all; job takes minutes)")
     bench.add_argument("--precision", metavar="NAME", default="auto", help="auto, fp32, bf16 (default: auto)")
     bench.add_argument("--rounds", type=int, default=3, metavar="N", help="turns that the two sides take (default: 3)")
@@ -62,7 +57,7 @@ def run_parity(given: argparse.Namespace) -> int:
 
 
 def run_probe(given: argparse.Namespace) -> int:
-    config = TrainConfig(**{name: getattr(given, name) for name in SETTINGS})
+    config = TrainConfig(**{name: value for name, value in vars(given).items() if name in SETTINGS})
     from minibert.lab.probe import format_probe, probe
 
     result = probe(config, given.inputs, say=(lambda line: None) if given.json else print)

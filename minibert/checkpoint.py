@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from minibert.errors import InputError
 from minibert.files import read_json, replace_file, write_json
-from minibert.model import Bert, BertClassifier, BertConfig
+from minibert.model import Bert, BertClassifier, BertConfig, ClassificationHead
 
 log = logging.getLogger("minibert")
 
@@ -61,18 +62,34 @@ class LoadReport:
     drawn: tuple[str, ...]
 
 
-def published_names(ours: str) -> list[str]:
-    """`layers.0.attention.qkv.bias` -> its published names, without prefix; the head's are `classifier.*`."""
-    if ours.startswith("head."):
-        return ["classifier." + ours.removeprefix("head.").removeprefix("linear.")]
-    stem, _, leaf = ours.removeprefix("bert.").rpartition(".")
-    layer = re.match(r"layers\.(\d+)\.", stem)
-    key = stem if layer is None else stem.replace(layer[0], "layers.{i}.", 1)
-    return [f"{name.format(i=layer and layer[1])}.{leaf}" for name in NAMES[key]]
+def published_names(model: Bert | BertClassifier) -> dict[str, list[str]]:
+    """All of the model's names, each with its published names, without prefix.
+
+    `layers.0.attention.qkv.bias` has three. The head's are `classifier.*`: of the default head `classifier.weight` and
+    `classifier.bias`, as BERT's; of any other what it calls them itself, so that no two of them fall together.
+    """
+    own_head = has_own_head(model)
+    names = {}
+    for ours in model.state_dict():
+        if ours.startswith("head."):
+            names[ours] = ["classifier." + ours.removeprefix("head." if own_head else "head.linear.")]
+            continue
+        stem, _, leaf = ours.removeprefix("bert.").rpartition(".")
+        layer = re.match(r"layers\.(\d+)\.", stem)
+        key = stem if layer is None else stem.replace(layer[0], "layers.{i}.", 1)
+        names[ours] = [f"{name.format(i=layer and layer[1])}.{leaf}" for name in NAMES[key]]
+    return names
+
+
+def has_own_head(model: Bert | BertClassifier) -> bool:
+    """Whether there is a head, and another than the default one."""
+    return isinstance(model, BertClassifier) and type(model.head) is not ClassificationHead
 
 
 def normal_name(name: str) -> str:
     """A name as some file spells it -> the table's spelling: no prefix, weight and bias for gamma and beta."""
+    if name.startswith("classifier."):  # a head's own names, whatever they are
+        return name
     name = name.removeprefix("bert.")
     return re.sub(r"(LayerNorm\.)(gamma|beta)$", lambda m: m[1] + {"gamma": "weight", "beta": "bias"}[m[2]], name)
 
@@ -93,12 +110,6 @@ def read_config(path: str | Path) -> BertConfig:
         raise InputError(f"{Path(path) / 'config.json'}: {error}") from None
 
 
-def read_labels(path: str | Path) -> list[str] | None:
-    """The class names that PATH/config.json holds, in the order of the logits; None where it has none."""
-    names = read_json(Path(path) / "config.json").get("id2label")
-    return names and [names[key] for key in sorted(names, key=int)]
-
-
 def load_encoder(path: str | Path, pool: str = "cls") -> Bert:
     """A folder with config.json and model.safetensors -> `Bert`, in eval mode.
 
@@ -116,8 +127,15 @@ def load_classifier(path: str | Path, head: nn.Module | None = None, pool: str |
     Args:
         head: a module from (B, D) to (B, C) to load `classifier.*` into, in place of the default head.
         pool: "cls" or "mean"; None: as the folder's config.json says, else "cls".
+
+    Raises:
+        InputError: as `load_encoder`; the folder holds a head of another kind than the default, and `head` is None.
     """
-    model = BertClassifier(read_config(path), head=head, pool=pool)
+    config = read_config(path)
+    saved = read_json(Path(path) / "config.json").get("head")
+    if head is None and saved is not None:
+        raise InputError(f"{path} holds a head of its own kind, {saved}: make one, and pass it as head=")
+    model = BertClassifier(config, head=head, pool=pool)
     report = load_weights(model, path)
     if report.drawn:
         log.warning("newly drawn, since %s has no such tensors: %s", path, ", ".join(report.drawn))
@@ -125,11 +143,16 @@ def load_classifier(path: str | Path, head: nn.Module | None = None, pool: str |
 
 
 @torch.no_grad()
-def load_weights(model: Bert | BertClassifier, path: str | Path) -> LoadReport:
+def load_weights(
+    model: Bert | BertClassifier, path: str | Path, chosen: Callable[[str], bool] = lambda name: True
+) -> LoadReport:
     """Copy PATH/model.safetensors into `model`. Nothing is copied before all of it was checked.
 
     A file with no `classifier.*` at all leaves the head as it is. A `Bert` has no head, so it leaves the file's
     `classifier.*` aside.
+
+    Args:
+        chosen: of the model's own names, which to load; the file need not have the others, and they stay as they are.
 
     Raises:
         InputError: as load_encoder.
@@ -147,10 +170,15 @@ def load_weights(model: Bert | BertClassifier, path: str | Path) -> LoadReport:
     with file:
         there = {normal_name(name): name for name in file.keys()}  # noqa: SIM118
         with_head = any(name.startswith("classifier.") for name in there)
-        wanted: list[tuple[str, Tensor, list[str]]] = []
+        found: list[tuple[Tensor, list[str]]] = []
+        passed_over: set[str] = set()
         drawn, missing, wrong = [], [], []
+        published = published_names(model)
         for ours, tensor in model.state_dict().items():
-            names = published_names(ours)
+            names = published[ours]
+            if not chosen(ours):
+                passed_over.update(names)
+                continue
             absent = [name for name in names if name not in there]
             if absent and ours.startswith("head.") and not with_head:
                 drawn.append(ours)
@@ -160,18 +188,21 @@ def load_weights(model: Bert | BertClassifier, path: str | Path) -> LoadReport:
                 shapes = [file.get_slice(there[name]).get_shape() for name in names]
                 expected = [tensor.shape[0] // len(names), *tensor.shape[1:]] if tensor.dim() else []
                 wrong += [f"{n} has {s}, not {expected}" for n, s in zip(names, shapes) if s != expected]
-                wanted.append((ours, tensor, names))
+                found.append((tensor, names))
         if wrong:
             raise InputError(f"{file_path}: wrong shapes for its config.json: {brief(wrong)}")
         if missing:
-            hint = "; pool mean needs no pooler" if all(name.startswith("pooler.") for name in missing) else ""
+            hint = ""
+            if all(name.startswith("pooler.") for name in missing):
+                hint = "; pool mean needs no pooler, and --init no-pooler draws one"
             raise InputError(f"{file_path} lacks {brief(missing)}{hint}")
-        left = there.keys() - {name for _, _, names in wanted for name in names}
+        left = there.keys() - {name for _, names in found for name in names}
         headless = isinstance(model, Bert)
         unused = {n for n in left if UNUSED.fullmatch(n) or (headless and n.startswith("classifier."))}
+        unused |= left & passed_over
         if left - unused:
             raise InputError(f"{file_path} holds tensors this network has no place for: {brief(sorted(left - unused))}")
-        for _, tensor, names in wanted:
+        for tensor, names in found:
             parts = [file.get_tensor(there[name]).to(tensor.dtype) for name in names]
             tensor.copy_(parts[0] if len(parts) == 1 else torch.cat(parts))
     return LoadReport(tuple(sorted(there[name] for name in unused)), tuple(drawn))
@@ -180,20 +211,25 @@ def load_weights(model: Bert | BertClassifier, path: str | Path) -> LoadReport:
 def save_pretrained(model: Bert | BertClassifier, path: str | Path, labels: list[str] | None = None) -> None:
     """Write `model` to PATH/config.json and PATH/model.safetensors, under the published names.
 
+    What is not BERT throughout gets a type of its own, so that no one else runs it with a pooler or head newly drawn.
+
     Args:
         labels: the names of the classes, in the order of the logits; None: LABEL_0, LABEL_1, ...
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     config = model.config.to_dict()
-    prefix = ""
     if isinstance(model, BertClassifier):
-        prefix = "bert."
         labels = labels or [f"LABEL_{i}" for i in range(model.config.num_labels)]
         config["id2label"] = {str(i): label for i, label in enumerate(labels)}
         config["label2id"] = {label: i for i, label in enumerate(labels)}
     del config["num_labels"]  # id2label says it
-    config["architectures"] = ["BertForSequenceClassification" if prefix else "BertModel"]
+    own_head = has_own_head(model)
+    family = "Bert" if model.config.is_bert and model.config.pool == "cls" and not own_head else "Minibert"
+    config["model_type"] = family.lower()
+    config["architectures"] = [family + ("ForSequenceClassification" if isinstance(model, BertClassifier) else "Model")]
+    if own_head:
+        config["head"] = type(model.head).__name__
     write_json(path / "config.json", config)
     save_weights(model, path)
 
@@ -201,11 +237,14 @@ def save_pretrained(model: Bert | BertClassifier, path: str | Path, labels: list
 def save_weights(model: Bert | BertClassifier, path: Path) -> None:
     """The tensors alone, in one step: PATH/model.safetensors is the old file or the new one, never a part."""
     prefix = "bert." if isinstance(model, BertClassifier) else ""
-    tensors = {}
+    tensors, published = {}, published_names(model)
     for ours, tensor in model.state_dict().items():
-        names = published_names(ours)
-        for name, part in zip(names, tensor.detach().cpu().chunk(len(names)) if len(names) > 1 else [tensor.cpu()]):
-            tensors[name if name.startswith("classifier.") else prefix + name] = part.contiguous()
+        names = published[ours]
+        for name, part in zip(names, tensor.cpu().chunk(len(names)) if len(names) > 1 else [tensor.cpu()]):
+            if ours.startswith("head."):  # two names of one tensor are a file's tensor each
+                tensors[name] = part.clone(memory_format=torch.contiguous_format)
+            else:
+                tensors[prefix + name] = part.contiguous()
     replace_file(path / "model.safetensors", lambda beside: save_file(tensors, beside, {"format": "pt"}))
 
 

@@ -1,11 +1,15 @@
-"""Every setting of a run. Defaults live here and nowhere else; train.py makes its flags of these fields.
+"""Every setting of a run. Defaults live here and nowhere else; the commands make their flags of these fields.
 
 Imports no torch, so that `train.py --help` answers at once.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 from minibert.errors import InputError
@@ -23,7 +27,7 @@ def setting(default: Any, group: str, help: str, **more: Any) -> Any:
 class TrainConfig:
     """
     Raises:
-        InputError: a value out of its range.
+        InputError: a value of another type than its field's, or out of its range.
     """
 
     data: str = setting("motion", "data", "motion, motion-overlap, a .csv .tsv .jsonl .npz file, or a folder of texts")
@@ -64,29 +68,69 @@ class TrainConfig:
         for name in ("max_length", "steps", "grid_cells", "epochs", "batch_size", "accumulate", "stop_on_collapse"):
             at_least = {"max_length": 3, "stop_on_collapse": 0}.get(name, 1)
             value = getattr(self, name)
-            check(self, name, value == int(value) and value >= at_least, f"a whole number of at least {at_least}")
-        for name in ("encoding", "pool", "precision"):
-            allowed = field_of(name).metadata["choices"]
-            check(self, name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
-        check(self, "lr", 0 < self.lr <= 1, "above 0 and at most 1; 1e-6 to 1e-4 is usual")
-        whole = self.warmup < 1 or float(self.warmup).is_integer()
-        check(
-            self, "warmup", 0 <= self.warmup < float("inf") and whole, "a fraction below 1 or a whole number of steps"
-        )
-        check(self, "weight_decay", 0 <= self.weight_decay <= 1, "from 0 to 1")
-        check(self, "clip", 0 <= self.clip < float("inf"), "a norm above 0, or 0 for none")
-        self.dropout_rates()
-        Seeds.parse(self.seed)
+            check(self, name, is_whole(value) and value >= at_least, f"a whole number of at least {at_least}")
+        for entry in fields(self):
+            value, allowed = getattr(self, entry.name), entry.metadata.get("choices")
+            if entry.type == "bool":
+                check(self, entry.name, isinstance(value, bool), "True or False")
+            elif entry.type in ("str", "str | None"):
+                right = isinstance(value, str) or (value is None and entry.type == "str | None")
+                check(self, entry.name, right, "a string")
+            check(self, entry.name, allowed is None or value in allowed, f"one of {', '.join(allowed or ())}")
+        lr, warmup, decay, clip = self.lr, self.warmup, self.weight_decay, self.clip
+        check(self, "lr", is_number(lr) and 0 < lr <= 1, "a number above 0 and at most 1; 1e-6 to 1e-4 is usual")
+        good = is_number(warmup) and (0 <= warmup < 1 or (warmup >= 1 and warmup % 1 == 0))
+        check(self, "warmup", good, "a fraction below 1 or a whole number of steps")
+        check(self, "weight_decay", is_number(decay) and 0 <= decay <= 1, "a number from 0 to 1")
+        check(self, "clip", is_number(clip) and clip >= 0, "a norm above 0, or 0 for none")
+        _ = self.rates, self.seeds  # read now, so that what is wrong in them is refused now
 
-    def dropout_rates(self) -> tuple[float, float, float]:
-        """The rates on hidden states, on attention weights, in front of the head."""
+    @cached_property
+    def rates(self) -> tuple[float, float, float]:
+        """The dropout rates on hidden states, on attention weights, in front of the head."""
         try:
-            rates = [float(part) for part in str(self.dropout).split(",")]
+            rates = [float(part) for part in self.dropout.split(",")]
         except ValueError:
             rates = []
         good = len(rates) in (1, 3) and all(0 <= rate < 1 for rate in rates)
         check(self, "dropout", good, "one rate or HIDDEN,ATTENTION,HEAD, each at least 0 and below 1")
         return tuple(rates * 3)[:3]  # type: ignore[return-value]
+
+    @cached_property
+    def seeds(self) -> Seeds:
+        return Seeds.parse(self.seed)
+
+
+def add_flags(
+    parser: argparse.ArgumentParser, names: Sequence[str] | None = None
+) -> dict[str, argparse._ArgumentGroup]:
+    """A flag for each field of TrainConfig (or for those in `names`), under the heading that the field names.
+
+    A flag that is not given leaves no trace, so that TrainConfig's own default holds. What may be chosen from is shown
+    here and checked there.
+
+    Returns:
+        The groups, by heading.
+    """
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for entry in fields(TrainConfig):
+        if names is not None and entry.name not in names:
+            continue
+        heading = entry.metadata["group"]
+        if heading not in groups:
+            groups[heading] = parser.add_argument_group(heading)
+        more: dict[str, Any] = {"help": entry.metadata["help"]}
+        if entry.default is not None:
+            more["help"] += f" (default: {'on' if entry.default is True else entry.default})"
+        if entry.type == "bool":
+            more["action"] = argparse.BooleanOptionalAction
+        else:
+            more["type"] = {"int": int, "float": float}.get(entry.type, str)
+            more["metavar"] = {"int": "N", "float": "X"}.get(entry.type, entry.name.upper())
+        if "choices" in entry.metadata:
+            more["metavar"] = f"{{{','.join(entry.metadata['choices'])}}}"
+        groups[heading].add_argument(flag(entry.name), dest=entry.name, default=argparse.SUPPRESS, **more)
+    return groups
 
 
 def flag(name: str) -> str:
@@ -97,6 +141,19 @@ def field_of(name: str) -> Field:
     return next(entry for entry in fields(TrainConfig) if entry.name == name)
 
 
+def is_whole(value: Any) -> bool:
+    """Whether it is an int; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is an int or a float, and finite."""
+    return (is_whole(value) or isinstance(value, float)) and abs(value) <= sys.float_info.max
+
+
 def check(config: TrainConfig, name: str, good: bool, allowed: str) -> None:
     if not good:
-        raise InputError(f"{flag(name)} {getattr(config, name)}: it must be {allowed}")
+        value = getattr(config, name)
+        # A word is shown as it was written on the command line, any other thing so that its type is seen.
+        shown = value if isinstance(value, str) and field_of(name).type.startswith("str") else repr(value)
+        raise InputError(f"{flag(name)} {shown}: it must be {allowed}")

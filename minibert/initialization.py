@@ -16,26 +16,26 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minibert.checkpoint import load_encoder, load_weights
+from minibert.checkpoint import load_weights
 from minibert.errors import InputError
 from minibert.model import Bert, BertClassifier, BertConfig, init_weights
 from minibert.seeds import Seeds, derive
 
-# name of a tensor -> {"source": pretrained, permuted, drawn or self-mlm; "mean", "std", "sha256"}
+# name of a tensor -> {"source": pretrained, permuted, drawn, self-mlm or buffer; "mean", "std", "sha256"}
 Manifest = dict[str, dict[str, str | float]]
 Origins = dict[str, str]  # name of a tensor of the encoder -> its source
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a scheme gets: the encoder to fill, a checkpoint's folder, a stream of random numbers, its own argument, and
-    the tensors that were trained for it.
+    """What a scheme gets: the encoder to fill, a checkpoint's folder, a stream of random numbers, the numbers behind
+    its colon, and the tensors that were trained for it.
     """
 
     bert: Bert
     checkpoint: Path
     generator: torch.Generator
-    argument: tuple[float, ...]
+    numbers: tuple[float, ...]
     learned: Mapping[str, Tensor]
 
 
@@ -102,13 +102,13 @@ def mimetic(start: Start) -> Origins:
 
 def reinit(start: Start) -> Origins:
     """Pretrained, but the top K layers and the pooler drawn anew (Zhang et al. 2021, arXiv:2006.05987)."""
-    lowest_new = start.bert.config.num_hidden_layers - start.argument[0] + 1
+    lowest_new = start.bert.config.num_hidden_layers - start.numbers[0] + 1
     return keep(start, lambda name: not name.startswith("pooler.") and (layer_of(name) or 0) < lowest_new)
 
 
 def layers(start: Start) -> Origins:
     """Layers I to J pretrained, the rest random (Tamkin et al. 2020, arXiv:2004.14975)."""
-    low, high = start.argument
+    low, high = start.numbers
     return keep(start, lambda name: low <= (layer_of(name) or 0) <= high)
 
 
@@ -195,7 +195,7 @@ def gated(start: Start) -> Origins:
     origins = random(start)
     for name, tensor in start.bert.named_parameters():
         if "_gate." in name:
-            nn.init.constant_(tensor, start.argument[0] if start.argument else 0.0)
+            nn.init.constant_(tensor, start.numbers[0] if start.numbers else 0.0)
     return origins
 
 
@@ -203,7 +203,7 @@ def gated(start: Start) -> Origins:
 class Scheme:
     apply: Callable[[Start], Origins]
     needs_weights: bool = True  # False: of the checkpoint only config.json is read
-    argument: str = ""  # how it is written behind the colon: "K", "I-J", "G", "E"
+    form: str = ""  # of what stands behind its colon: "K", "I-J", "G", "E"
     layer: Callable[[int], dict[str, float | str | bool]] = lambda count: {}  # N -> the config's fields that it changes
     learns: bool = False  # True: it takes tensors that were trained for it
 
@@ -216,8 +216,8 @@ SCHEMES = {
     "random:deep": Scheme(deepnorm, False, layer=lambda count: {**deepnorm_layer(count), "pool": "mean"}),
     "xavier": Scheme(xavier, needs_weights=False),
     "mimetic": Scheme(mimetic, needs_weights=False),
-    "reinit": Scheme(reinit, argument="K"),
-    "layers": Scheme(layers, argument="I-J"),
+    "reinit": Scheme(reinit, form="K"),
+    "layers": Scheme(layers, form="I-J"),
     "embeddings": Scheme(embeddings),
     "encoder": Scheme(encoder),
     "no-pooler": Scheme(no_pooler),
@@ -236,79 +236,89 @@ SCHEMES = {
 }
 
 
-def find_scheme(text: str) -> tuple[Scheme, str]:
-    """`reinit:2` -> its scheme and "2".
-
-    Raises:
-        InputError: no such scheme.
-    """
-    if text in SCHEMES:
-        return SCHEMES[text], ""
-    name, _, argument = text.partition(":")
-    if name not in SCHEMES or not SCHEMES[name].argument:
-        raise InputError(f"--init {text}: no such scheme; known: {', '.join(forms())}")
-    return SCHEMES[name], argument
-
-
 def forms() -> list[str]:
     """The schemes as they are written: "pretrained", "reinit:K", ..."""
-    return [f"{name}:{scheme.argument}" if scheme.argument else name for name, scheme in SCHEMES.items()]
+    return [f"{name}:{scheme.form}" if scheme.form else name for name, scheme in SCHEMES.items()]
 
 
-def read_argument(text: str, config: BertConfig) -> tuple[float, ...]:
-    """The numbers of "reinit:K" (1 to N), "layers:I-J" (1 <= I <= J <= N), "layerscale:G" (0 to 1) and "self-mlm:E"
-    (from 1 on).
+@dataclass(frozen=True)
+class Init:
+    """What --init says: `text` as it was written, its scheme, and what stands behind the colon ("": nothing)."""
 
-    Raises:
-        InputError: out of bounds, or another form.
-    """
-    scheme, argument = find_scheme(text)
-    count = config.num_hidden_layers
-    if scheme is SCHEMES["permute-layers"] and count < 2:
-        raise InputError(f"--init {text}: a model of one layer has no other order")
-    if not scheme.argument:
-        return ()
-    if scheme.argument == "K" and argument.isdecimal() and 1 <= int(argument) <= count:
-        return (int(argument),)
-    pair = re.fullmatch(r"(\d+)-(\d+)", argument)
-    if scheme.argument == "I-J" and pair and 1 <= int(pair[1]) <= int(pair[2]) <= count:
-        return int(pair[1]), int(pair[2])
-    if scheme.argument == "G":
-        try:
-            if 0 <= float(argument) <= 1:
-                return (float(argument),)
-        except ValueError:
-            pass
-        raise InputError(f"--init {text}: write layerscale:G with G from 0 to 1, such as layerscale:0.1")
-    if scheme.argument == "E":
-        if argument.isdecimal() and int(argument) >= 1:
+    text: str
+    scheme: Scheme
+    argument: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Init:
+        """
+        Raises:
+            InputError: no such scheme.
+        """
+        if text in SCHEMES:
+            return cls(text, SCHEMES[text])
+        name, _, argument = text.partition(":")
+        if name not in SCHEMES or not SCHEMES[name].form:
+            raise InputError(f"--init {text}: no such scheme; known: {', '.join(forms())}")
+        return cls(text, SCHEMES[name], argument)
+
+    def numbers(self, config: BertConfig) -> tuple[float, ...]:
+        """The numbers of "reinit:K" (1 to N), "layers:I-J" (1 <= I <= J <= N), "layerscale:G" (0 to 1) and "self-mlm:E"
+        (from 1 on); none for the others.
+
+        Raises:
+            InputError: out of bounds for this config, or another form.
+        """
+        form, argument, count = self.scheme.form, self.argument, config.num_hidden_layers
+        if self.scheme is SCHEMES["permute-layers"] and count < 2:
+            raise InputError(f"--init {self.text}: a model of one layer has no other order")
+        if not form:
+            return ()
+        if form == "K" and argument.isdecimal() and 1 <= int(argument) <= count:
             return (int(argument),)
-        raise InputError(f"--init {text}: write self-mlm:E with a whole number of epochs from 1, such as self-mlm:10")
-    raise InputError(
-        f"--init {text}: this model has layers 1 to {count}; write "
-        + (f"reinit:K with K from 1 to {count}" if scheme.argument == "K" else f"layers:I-J, such as layers:1-{count}")
-    )
+        pair = re.fullmatch(r"(\d+)-(\d+)", argument)
+        if form == "I-J" and pair and 1 <= int(pair[1]) <= int(pair[2]) <= count:
+            return int(pair[1]), int(pair[2])
+        if form == "G":
+            try:
+                if 0 <= float(argument) <= 1:
+                    return (float(argument),)
+            except ValueError:
+                pass
+            raise InputError(f"--init {self.text}: write layerscale:G with G from 0 to 1, such as layerscale:0.1")
+        if form == "E":
+            if argument.isdecimal() and int(argument) >= 1:
+                return (int(argument),)
+            raise InputError(
+                f"--init {self.text}: write self-mlm:E with a whole number of epochs from 1, such as self-mlm:10"
+            )
+        raise InputError(
+            f"--init {self.text}: this model has layers 1 to {count}; write "
+            + (f"reinit:K with K from 1 to {count}" if form == "K" else f"layers:I-J, such as layers:1-{count}")
+        )
 
 
-def layer_config(scheme: str, config: BertConfig) -> BertConfig:
-    """The config with the layers that `scheme` needs: BERT's own for most.
+def layer_config(init: Init, config: BertConfig) -> BertConfig:
+    """The config with the layers that the scheme needs: BERT's own for most.
 
     Raises:
-        InputError: an unknown scheme or layer; a checkpoint whose layers are already others.
+        InputError: a layer that is not there; a checkpoint whose layers are already others.
     """
     if not config.is_bert:
-        raise InputError(f"--init {scheme}: the checkpoint's layers are not BERT's; a scheme starts from a plain BERT")
-    read_argument(scheme, config)
-    return replace(config, **find_scheme(scheme)[0].layer(config.num_hidden_layers))
+        raise InputError(
+            f"--init {init.text}: the checkpoint's layers are not BERT's; a scheme starts from a plain BERT"
+        )
+    init.numbers(config)
+    return replace(config, **init.scheme.layer(config.num_hidden_layers))
 
 
 def initialize(
-    model: BertClassifier, scheme: str, checkpoint: Path, seeds: Seeds, learned: Mapping[str, Tensor] | None = None
+    model: BertClassifier, init: Init, checkpoint: Path, seeds: Seeds, learned: Mapping[str, Tensor] | None = None
 ) -> Manifest:
     """Give every tensor of `model` its start, in place.
 
     Args:
-        scheme: as --init; `model` was built with its `layer_config`.
+        init: `model` was built with its `layer_config`.
         checkpoint: the folder of a checkpoint with the model's own sizes.
         seeds: `encoder` and `head` are used.
         learned: the tensors that "self-mlm" takes, and it alone: `training.mlm.self_mlm` trains them.
@@ -317,22 +327,25 @@ def initialize(
         The manifest: for each tensor its source, mean, standard deviation and hash.
 
     Raises:
-        InputError: an unknown scheme or layer, or a checkpoint that does not fit (see load_weights).
+        InputError: a layer that is not there, or a checkpoint that does not fit (see load_weights).
         ValueError: `learned` is missing.
     """
-    argument = read_argument(scheme, model.config)
-    if find_scheme(scheme)[0].learns and learned is None:
-        raise ValueError(f"{scheme} starts from tensors that training.mlm.self_mlm gives; pass them as `learned`")
+    numbers = init.numbers(model.config)
+    if init.scheme.learns and learned is None:
+        raise ValueError(f"{init.text} starts from tensors that training.mlm.self_mlm gives; pass them as `learned`")
     with torch.no_grad():
-        start = Start(model.bert, checkpoint, stream(seeds.encoder, "encoder"), argument, learned or {})
-        origins = find_scheme(scheme)[0].apply(start)
+        start = Start(model.bert, checkpoint, stream(seeds.encoder, "encoder"), numbers, learned or {})
+        origins = init.scheme.apply(start)
         draw(model.head, model.config.initializer_range, stream(seeds.head, "head"))
+    buffers = {name for name, _ in model.named_buffers()}  # of a head: nothing draws them
     manifest: Manifest = {}
     for name, tensor in model.state_dict().items():
+        other = "buffer" if name in buffers else "drawn"
+        figures = tensor if tensor.is_floating_point() else tensor.double()  # whole numbers have no mean of their kind
         manifest[name] = {
-            "source": origins[name.removeprefix("bert.")] if name.startswith("bert.") else "drawn",
-            "mean": tensor.mean().item(),
-            "std": tensor.std(correction=0).item(),
+            "source": origins[name.removeprefix("bert.")] if name.startswith("bert.") else other,
+            "mean": figures.mean().item(),
+            "std": figures.std(correction=0).item(),
             "sha256": hashlib.sha256(tensor.contiguous().numpy()).hexdigest(),
         }
     return manifest
@@ -344,19 +357,16 @@ def summary(manifest: Manifest) -> str:
     for name, entry in manifest.items():
         names.setdefault(str(entry["source"]), []).append(name)
     parts = [f"{len(group)} tensors {source}" for source, group in names.items()]
-    few = ", ".join(names["drawn"]) if len(names["drawn"]) <= 4 else ""
+    drawn = names.get("drawn", [])
+    few = ", ".join(drawn) if len(drawn) <= 4 else ""
     return ", ".join(parts) + (f": {few}" if few else "")
 
 
 def keep(start: Start, chosen: Callable[[str], bool]) -> Origins:
     """The `chosen` tensors from the checkpoint, the others as random."""
     origins = random(start)
-    source = load_encoder(start.checkpoint, pool=start.bert.config.pool).state_dict()
-    for name, tensor in start.bert.state_dict().items():
-        if chosen(name):
-            tensor.copy_(source[name])
-            origins[name] = "pretrained"
-    return origins
+    load_weights(start.bert, start.checkpoint, chosen)
+    return origins | {name: "pretrained" for name in origins if chosen(name)}
 
 
 def layer_of(name: str) -> int | None:

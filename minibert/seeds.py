@@ -21,7 +21,7 @@ class Seeds:
     split: int = 0  # not set by the plain number: other seeds must still be tested on the same examples
 
     @classmethod
-    def parse(cls, text: str | int) -> Seeds:
+    def parse(cls, text: str) -> Seeds:
         """`7` sets all but `split`; `7,order=3` sets one of them apart; `order=3` leaves the others at 0.
 
         Raises:
@@ -29,7 +29,7 @@ class Seeds:
         """
         known = [field.name for field in fields(cls)]
         values: dict[str, int] = {}
-        for position, part in enumerate(str(text).split(",")):
+        for position, part in enumerate(text.split(",")):
             name, equals, number = (piece.strip() for piece in part.rpartition("="))
             allowed = name in known if equals else position == 0
             if not allowed or not number.isdecimal() or len(number) > 100:

@@ -14,10 +14,9 @@ from minibert.data.table import Table
 from minibert.engine.dropout import dropout_for
 from minibert.engine.machine import Machine, choose_device, choose_machine
 from minibert.errors import Say
-from minibert.initialization import Manifest, find_scheme, initialize, layer_config, read_argument, summary
+from minibert.initialization import Init, Manifest, initialize, layer_config, summary
 from minibert.masked import self_mlm
 from minibert.model import BertClassifier
-from minibert.seeds import Seeds
 from minibert.tokenizer import Tokenizer
 
 
@@ -44,27 +43,27 @@ def prepare(config: TrainConfig, say: Say = print, head: nn.Module | None = None
     Raises:
         InputError: something that the settings name cannot be used.
     """
-    scheme, _ = find_scheme(config.init)
+    init = Init.parse(config.init)
     machine = choose_machine(config.precision, choose_device())
     say(f"minibert on {machine.describe()}, {machine.name}: {machine.why}")
-    source = sources.resolve(config.model, scheme.needs_weights, say)
-    bert_config = layer_config(config.init, checkpoint.read_config(source.path))
+    source = sources.resolve(config.model, init.scheme.needs_weights, say)
+    bert_config = layer_config(init, checkpoint.read_config(source.path))
     tokenizer = Tokenizer.load(source.path)
     check_vocabulary(tokenizer, bert_config.vocab_size, source.name)
     data = load_dataset(config, tokenizer, bert_config.max_position_embeddings, table)
     say(f"data: {data.summary}")
     learned = None
-    if scheme.learns:
-        (epochs,) = read_argument(config.init, bert_config)
+    if init.scheme.learns:
+        (epochs,) = init.numbers(bert_config)
         learned = self_mlm(bert_config, data.train, tokenizer, int(epochs), machine, say)
-    hidden, attention, in_front = config.dropout_rates()
+    hidden, attention, in_front = config.rates
     pool = bert_config.pool if config.pool == "auto" else config.pool
     bert_config = replace(
         bert_config, num_labels=len(data.labels), pool=pool, hidden_dropout_prob=hidden,
         attention_probs_dropout_prob=attention, classifier_dropout=in_front,
     )  # fmt: skip
     model = BertClassifier(bert_config, head, dropout=dropout_for(machine.device))
-    manifest = initialize(model, config.init, source.path, Seeds.parse(config.seed), learned)
+    manifest = initialize(model, init, source.path, config.seeds, learned)
     say(f"start: {config.init} ({source.name} {source.sha256[:12]}): {summary(manifest)}")
     # Resolved, so that a run that goes on elsewhere goes on with the same: also in its number format.
     resolved = {"pool": pool, "precision": machine.name}

@@ -60,18 +60,17 @@ class Tokenizer:
         return self.backend.token_to_id(token)
 
     def encode(
-        self, texts: list[str], pairs: list[str] | None = None, max_length: int = 512, side: str = "right"
+        self, texts: list[str], pairs: list[str] | None = None, max_length: int = 512
     ) -> tuple[list[list[int]], list[list[int]], int]:
         """
         Args:
             texts: n texts; pairs: n second texts or None.
-            max_length: tokens at most, [CLS] and [SEP] counted. Of a pair, the longer text is cut first.
-            side: which end is cut, "right" or "left".
+            max_length: tokens at most, [CLS] and [SEP] counted. The end is cut, of a pair that of the longer text.
 
         Returns:
             ids and token types, n lists each, and how many of the n were cut.
         """
-        self.backend.enable_truncation(max_length, direction=side)
+        self.backend.enable_truncation(max_length)
         inputs = texts if pairs is None else list(zip(texts, pairs))
         encoded = self.backend.encode_batch(inputs)
         self.backend.no_truncation()

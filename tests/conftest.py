@@ -1,5 +1,6 @@
 """A tiny checkpoint that all tests share, and a cache folder of their own."""
 
+import json
 import os
 import string
 import sys
@@ -67,6 +68,12 @@ def own_folders(tmp_path_factory, monkeypatch):
     """Nothing is read from or written to the user's own cache; names of checkpoints mean those of the checkout."""
     monkeypatch.setenv("MINIBERT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def labels_of(folder):
+    """The class names that FOLDER/config.json holds, in the order of the logits."""
+    names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
+    return [names[str(place)] for place in range(len(names))]
 
 
 @torch.no_grad()

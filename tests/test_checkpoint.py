@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TINY, perturbed
+from conftest import TINY, labels_of, perturbed
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -17,11 +17,10 @@ from minibert.checkpoint import (
     load_weights,
     normal_name,
     published_names,
-    read_labels,
     save_pretrained,
 )
 from minibert.errors import InputError
-from minibert.model import Bert, BertClassifier
+from minibert.model import Bert, BertClassifier, ClassificationHead
 
 LABELS = ["walking", "sitting", "lying", "日本", "e"]
 
@@ -61,7 +60,7 @@ def test_query_key_value_are_in_their_order(tiny):
 
 
 def test_every_tensor_has_its_own_names():
-    names = [n for ours in BertClassifier(TINY).state_dict() for n in published_names(ours)]
+    names = [name for names in published_names(BertClassifier(TINY)).values() for name in names]
     assert len(set(names)) == len(names) == 5 + 16 * TINY.num_hidden_layers + 2 + 2
 
 
@@ -79,7 +78,7 @@ def test_round_trip_of_a_classifier(tmp_path):
     again = load_classifier(tmp_path)
     assert same(again, model)
     assert again.config == TINY
-    assert read_labels(tmp_path) == LABELS
+    assert labels_of(tmp_path) == LABELS
     names = load_file(tmp_path / "model.safetensors").keys()
     assert {"classifier.weight", "classifier.bias"} < names
     assert all(name.startswith(("bert.", "classifier.")) for name in names)
@@ -105,7 +104,7 @@ def test_other_layers_round_trip(tmp_path, change):
 def test_label_order_is_numerical(tmp_path):
     labels = [f"c{i}" for i in range(12)]
     save_pretrained(BertClassifier(replace(TINY, num_labels=12)), tmp_path, labels)
-    assert read_labels(tmp_path) == labels
+    assert labels_of(tmp_path) == labels
 
 
 def published_form(tensors):
@@ -169,8 +168,102 @@ def test_own_head_round_trip(tmp_path):
     model = perturbed(BertClassifier(TINY, head=head()))
     save_pretrained(model, tmp_path)
     assert same(load_classifier(tmp_path, head=head()), model)
-    with pytest.raises(InputError, match=r"lacks classifier\.weight"):
+    with pytest.raises(InputError, match="holds a head of its own kind, Sequential: make one, and pass it as head="):
         load_classifier(tmp_path)
+    with pytest.raises(InputError, match=r"lacks classifier\.weight"):
+        load_classifier(tmp_path, head=nn.Linear(24, 5))
+    assert same(load_encoder(tmp_path), model.bert)
+
+
+@pytest.mark.parametrize(
+    ("change", "head", "family"),
+    [
+        ({}, None, "Bert"),
+        ({"pool": "mean"}, None, "Minibert"),
+        ({"norm_first": True}, None, "Minibert"),
+        ({}, nn.Linear(24, 5), "Minibert"),
+        ({}, nn.Identity(), "Minibert"),
+    ],
+)
+def test_what_is_not_bert_throughout_does_not_say_so(tmp_path, change, head, family):
+    config = replace(TINY, **change)
+    save_pretrained(BertClassifier(config, head=head), tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["model_type"] == family.lower()
+    assert written["architectures"] == [f"{family}ForSequenceClassification"]
+    assert written.get("head") == (None if head is None else type(head).__name__)
+    save_pretrained(Bert(config), tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    alone = family if change else "Bert"
+    assert (written["model_type"], written["architectures"]) == (alone.lower(), [f"{alone}Model"])
+    assert "head" not in written
+
+
+@torch.no_grad()
+def test_the_chosen_tensors_alone(tiny, folder):
+    """The others may be missing, may have other shapes, and stay as they are."""
+    rewrite(folder, drop("pooler.dense.weight"))
+    rewrite(folder, lambda t: t | {"embeddings.word_embeddings.weight": torch.zeros(99, 24)})
+    model = BertClassifier(TINY)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    report = load_weights(model, folder, lambda name: name.startswith("bert.layers.1."))
+    there = BertClassifier(TINY)
+    load_weights(there.bert, tiny)
+    for name, tensor in model.state_dict().items():
+        wanted = there.state_dict() if name.startswith("bert.layers.1.") else before
+        assert torch.equal(tensor, wanted[name]), name
+    assert report.drawn == ()
+    assert len(report.unused) == 5 + 16 + 1  # the embeddings, layer 0 and what is left of the pooler
+    with pytest.raises(InputError, match=r"lacks pooler\.dense\.weight"):
+        load_weights(model, folder, lambda name: "pooler" in name)
+    rewrite(folder, lambda t: t | {"extra": torch.zeros(1)})
+    with pytest.raises(InputError, match="no place for: extra"):
+        load_weights(model, folder, lambda name: False)
+
+
+class Twins(nn.Module):
+    """A head whose names would fall together, or be taken for BERT's, if any of them were changed."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(5, 24))
+        self.linear = nn.Linear(24, 5)
+        self.inner = nn.ModuleDict({"linear": nn.Linear(24, 24), "bert": nn.Linear(24, 24, bias=False)})
+        self.LayerNorm = nn.LayerNorm(24)
+        self.LayerNorm.gamma = nn.Parameter(torch.zeros(24))
+        self.batch = nn.BatchNorm1d(24)
+        self.tied = self.linear
+        self.scale = nn.Parameter(torch.zeros(()))
+        self.register_buffer("third", torch.zeros(3, dtype=torch.float64))
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+@torch.no_grad()
+def test_a_head_keeps_its_own_names_and_kinds(tmp_path):
+    torch.manual_seed(2)
+    model = perturbed(BertClassifier(TINY, head=Twins()))
+    model.head.batch.num_batches_tracked += 2**53 + 1  # more than any float holds
+    model.head.third += 1 / 3
+    save_pretrained(model, tmp_path)
+    again = load_classifier(tmp_path, head=Twins())
+    assert same(again, model)
+    assert not torch.equal(again.head.weight, again.head.linear.weight)
+    assert again.head.batch.num_batches_tracked.dtype == torch.int64
+    names = load_file(tmp_path / "model.safetensors").keys()
+    assert {"classifier.weight", "classifier.linear.weight", "classifier.inner.bert.weight"} < names
+
+
+def test_a_head_made_from_the_default_one_is_not_it(tmp_path):
+    class More(ClassificationHead):
+        def __init__(self):
+            super().__init__(TINY)
+            self.weight = nn.Parameter(torch.zeros(7))
+
+    model = perturbed(BertClassifier(TINY, head=More()))
+    save_pretrained(model, tmp_path)
+    assert same(load_classifier(tmp_path, head=More()), model)
 
 
 def drop(name):

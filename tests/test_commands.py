@@ -107,7 +107,7 @@ def test_a_killed_process_goes_on(tiny, texts, tmp_path):
 
 
 BAD = {
-    "lr too high": (["--lr", "2"], "--lr 2.0: it must be above 0 and at most 1"),
+    "lr too high": (["--lr", "2"], "--lr 2.0: it must be a number above 0 and at most 1"),
     "lr zero": (["--lr", "0"], "--lr"),
     "lr not a number": (["--lr", "nan"], "--lr"),
     "warmup negative": (["--warmup", "-0.1"], "--warmup"),
@@ -121,6 +121,7 @@ BAD = {
     "dropout": (["--dropout", "0.1,0.2"], "HIDDEN,ATTENTION,HEAD"),
     "stop": (["--stop-on-collapse", "-1"], "--stop-on-collapse -1: it must be a whole number of at least 0"),
     "seed": (["--seed", "x"], "--seed"),
+    "choice": (["--pool", "max"], "--pool max: it must be one of auto, cls, mean"),
     "resume and more": (["--resume", "runs/x", "--epochs", "3"], "leave out --epochs"),
     "resume nowhere": (["--resume", "runs/nowhere"], "no such folder"),
 }

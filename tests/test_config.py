@@ -1,13 +1,15 @@
 """minibert/config.py: the defaults of a run, and what each setting may be."""
 
+import argparse
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, asdict, fields, replace
 
 import pytest
 
-from minibert.config import TrainConfig, flag
+from minibert.config import TrainConfig, add_flags, flag
 from minibert.errors import InputError
+from minibert.seeds import Seeds
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def test_a_wrong_choice_is_told_the_right_ones(name, allowed):
     ],
 )
 def test_dropout_is_one_rate_or_three(text, rates):
-    assert TrainConfig(dropout=text).dropout_rates() == rates
+    assert TrainConfig(dropout=text).rates == rates
 
 
 @pytest.mark.parametrize("text", ["", "much", "1", "1.0,0,0", "0,0,1", "-0.1", "0.1,0.2", "0,0,0,0", "nan", "0.1,,0.1"])
@@ -170,3 +172,59 @@ def test_bad_dropout(text):
 def test_a_bad_seed_is_refused_with_the_settings():
     with pytest.raises(InputError, match="--seed"):
         TrainConfig(seed="7,oder=3")
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in fields(TrainConfig)])
+def test_wrong_types_are_refused_at_once_and_shown_as_they_are(name):
+    kind = next(entry.type for entry in fields(TrainConfig) if entry.name == name)
+    wrong = {
+        "int": [2.0, True, "2", None, float("nan")],
+        "float": [True, "1e-5", None, [0.1], 10**400, float("nan"), float("inf"), -float("inf")],
+        "bool": [1, 0.0, "on", None],
+        "str": [1, 0.5, True, None, b"0", ["0"]],
+        "str | None": [1, True, b"acc"],
+    }[kind]
+    for value in wrong:
+        with pytest.raises(InputError) as caught:
+            TrainConfig(**{name: value})
+        assert str(caught.value).startswith(f"{flag(name)} {value!r}: it must be ")
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_whole_numbers_will_do_where_any_number_does():
+    config = TrainConfig(lr=1, warmup=0, weight_decay=1, clip=0)
+    assert (config.lr, config.warmup, config.weight_decay, config.clip) == (1, 0, 1, 0)
+
+
+def test_seeds_and_rates_are_read_once_and_again_for_other_settings(monkeypatch):
+    read = []
+    parse = Seeds.parse
+    monkeypatch.setattr(Seeds, "parse", lambda text: read.append(text) or parse(text))
+    config = TrainConfig(seed="7,order=3", dropout="0.2")
+    assert config.seeds is config.seeds
+    assert config.seeds == Seeds(7, 7, 3, 7, 0)
+    assert read == ["7,order=3"]
+    other = replace(config, seed="1", dropout="0.3")
+    assert (other.seeds, other.rates) == (Seeds(1, 1, 1, 1, 0), (0.3, 0.3, 0.3))
+    assert config.rates == (0.2, 0.2, 0.2)
+    assert asdict(config).keys() == {entry.name for entry in fields(TrainConfig)}
+    assert config == TrainConfig(seed="7,order=3", dropout="0.2")
+
+
+def test_flags_give_what_the_fields_hold_and_nothing_that_was_not_given():
+    parser = argparse.ArgumentParser()
+    assert list(add_flags(parser)) == ["data", "model", "training", "run"]
+    assert vars(parser.parse_args([])) == {}
+    given = parser.parse_args(["--lr", "1e-4", "--epochs", "3", "--no-bias-correction", "--channels", "acc"])
+    assert vars(given) == {"lr": 1e-4, "epochs": 3, "bias_correction": False, "channels": "acc"}
+    shown = parser.format_help()
+    for entry in fields(TrainConfig):
+        assert f"  {flag(entry.name)}" in shown
+    assert "--pool {auto,cls,mean}" in shown
+
+
+def test_some_flags_alone():
+    parser = argparse.ArgumentParser()
+    assert list(add_flags(parser, ("seed", "steps"))) == ["data", "run"]
+    assert vars(parser.parse_args(["--steps", "4", "--seed", "1"])) == {"steps": 4, "seed": "1"}
+    assert "--lr" not in parser.format_help()

@@ -6,14 +6,17 @@ import math
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY
+from safetensors.torch import load_file, save_file
+from torch import nn
 
-from minibert.checkpoint import load_classifier, load_encoder
+from minibert.checkpoint import load_classifier, load_encoder, read_config, save_pretrained
 from minibert.config import TrainConfig
 from minibert.errors import InputError
-from minibert.initialization import find_scheme, forms, initialize, layer_config, layer_of, summary
+from minibert.initialization import SCHEMES, Init, forms, initialize, layer_config, layer_of, summary
 from minibert.model import BertClassifier
 from minibert.seeds import Seeds
 from minibert.training import loop
@@ -22,8 +25,9 @@ WRITTEN = [form.replace("K", "1").replace("I-J", "1-1").replace("G", "0.1").repl
 
 
 def start(scheme, tiny, **seeds):
-    model = BertClassifier(layer_config(scheme, TINY))
-    return model, initialize(model, scheme, tiny, Seeds(**seeds), learned(scheme))
+    init = Init.parse(scheme)
+    model = BertClassifier(layer_config(init, TINY))
+    return model, initialize(model, init, tiny, Seeds(**seeds), learned(scheme))
 
 
 def learned(scheme):
@@ -72,13 +76,13 @@ def test_seeds_are_apart(tiny, scheme):
     assert any(not equal(first.bert, other.bert) for other in others) == drawn  # two layers have one other order
 
 
-@pytest.mark.parametrize("scheme", [form for form in WRITTEN if not find_scheme(form)[0].needs_weights])
+@pytest.mark.parametrize("scheme", [form for form in WRITTEN if not Init.parse(form).scheme.needs_weights])
 def test_random_schemes_need_no_weights(tiny, tmp_path, scheme):
     (tmp_path / "config.json").write_bytes((tiny / "config.json").read_bytes())
     assert equal(start(scheme, tmp_path)[0], start(scheme, tiny)[0])
 
 
-@pytest.mark.parametrize("scheme", [form for form in WRITTEN if find_scheme(form)[0].needs_weights])
+@pytest.mark.parametrize("scheme", [form for form in WRITTEN if Init.parse(form).scheme.needs_weights])
 def test_the_others_say_so(tmp_path, tiny, scheme):
     (tmp_path / "config.json").write_bytes((tiny / "config.json").read_bytes())
     with pytest.raises(InputError, match=r"no model\.safetensors"):
@@ -199,7 +203,7 @@ def test_self_mlm_takes_what_was_trained_and_draws_the_pooler(tiny):
         assert manifest[f"bert.{name}"]["source"] == ("drawn" if name.startswith("pooler.") else "self-mlm")
     assert summary(manifest).startswith("29 tensors self-mlm, 4 tensors drawn: bert.pooler.dense.weight")
     with pytest.raises(ValueError, match="pass them as `learned`"):
-        initialize(model, "self-mlm:1", tiny, Seeds())
+        initialize(model, Init.parse("self-mlm:1"), tiny, Seeds())
 
 
 def test_deepnorm_has_its_gains_and_its_scale(tiny):
@@ -214,7 +218,7 @@ def test_deepnorm_has_its_gains_and_its_scale(tiny):
         (layer.feed_forward.input.weight, gain * oblong), (layer.feed_forward.output.weight, gain * oblong),
     ]:  # fmt: skip
         assert matrix.std().item() == pytest.approx(std, rel=0.1)
-    assert layer_config("deepnorm", replace(TINY, num_hidden_layers=12)).residual_scale == pytest.approx(
+    assert layer_config(Init.parse("deepnorm"), replace(TINY, num_hidden_layers=12)).residual_scale == pytest.approx(
         2.213, abs=1e-3
     )
 
@@ -223,7 +227,8 @@ def test_admin_scales_the_skip(tiny):
     model, _ = start("admin", tiny)
     assert equal(model.bert, start("random", tiny)[0].bert)
     assert model.bert.layers[1].residual_scale == model.config.residual_scale > 1
-    assert layer_config("admin", replace(TINY, num_hidden_layers=12)).residual_scale == pytest.approx(2.601, abs=1e-3)
+    config = layer_config(Init.parse("admin"), replace(TINY, num_hidden_layers=12))
+    assert config.residual_scale == pytest.approx(2.601, abs=1e-3)
 
 
 def test_gates_start_where_the_scheme_says(tiny):
@@ -242,7 +247,7 @@ def test_prenorm_has_its_norms_elsewhere(tiny):
 
 def test_a_checkpoint_of_other_layers_is_refused():
     with pytest.raises(InputError, match="starts from a plain BERT"):
-        layer_config("random", replace(TINY, norm_first=True))
+        layer_config(Init.parse("random"), replace(TINY, norm_first=True))
 
 
 def test_encoder_and_head_share_no_stream(tiny):
@@ -281,15 +286,73 @@ def test_bad_schemes_name_what_is_allowed(tiny, scheme, words):
         start(scheme, tiny)
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "argument", "numbers"),
+    [
+        ("pretrained", "pretrained", "", ()),
+        ("random:deep", "random:deep", "", ()),
+        ("reinit:2", "reinit", "2", (2,)),
+        ("layers:1-2", "layers", "1-2", (1, 2)),
+        ("layerscale:1e-1", "layerscale", "1e-1", (0.1,)),
+        ("self-mlm:10", "self-mlm", "10", (10,)),
+    ],
+)
+def test_a_scheme_is_parsed_once_and_its_numbers_are_the_models(text, name, argument, numbers):
+    init = Init.parse(text)
+    assert init == Init(text, SCHEMES[name], argument)
+    assert init.numbers(TINY) == numbers
+
+
 def test_one_layer_has_no_other_order(tiny):
     with pytest.raises(InputError, match="one layer"):
-        initialize(BertClassifier(replace(TINY, num_hidden_layers=1)), "permute-layers", tiny, Seeds())
+        initialize(BertClassifier(replace(TINY, num_hidden_layers=1)), Init.parse("permute-layers"), tiny, Seeds())
 
 
 def test_the_readme_has_every_scheme():
     readme = (ROOT / "README.md").read_text(encoding="utf-8").split("## Starting weights")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (`.*?`) \|", readme, re.MULTILINE)
     assert [name for row in rows for name in re.findall("`(.*?)`", row) if name in forms()] == forms()
+
+
+def test_what_is_drawn_need_not_be_in_the_checkpoint(tiny, tmp_path):
+    """A masked language model has no pooler."""
+    (tmp_path / "config.json").write_bytes((tiny / "config.json").read_bytes())
+    tensors = load_file(tiny / "model.safetensors")
+    save_file({name: t for name, t in tensors.items() if "pooler" not in name}, tmp_path / "model.safetensors")
+    for scheme in ("no-pooler", "embeddings", "encoder", "layers:1-2", "reinit:1"):
+        assert equal(start(scheme, tmp_path)[0], start(scheme, tiny)[0])
+        assert start(scheme, tmp_path)[1] == start(scheme, tiny)[1]
+    for scheme in ("pretrained", "shuffle", "moments"):
+        with pytest.raises(InputError, match=r"lacks pooler.*; pool mean needs no pooler, and --init no-pooler draws"):
+            start(scheme, tmp_path)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_any_saved_model_is_a_start_as_long_as_its_layers_are_berts(tmp_path, pool):
+    model = BertClassifier(replace(TINY, pool=pool), head=nn.Linear(24, 5))
+    save_pretrained(model, tmp_path)
+    init = Init.parse("pretrained")
+    again = BertClassifier(layer_config(init, read_config(tmp_path)))
+    manifest = initialize(again, init, tmp_path, Seeds())
+    assert again.config.pool == pool
+    assert equal(again.bert, model.bert)
+    assert not torch.equal(again.head.linear.weight, model.head.weight)
+    assert manifest["head.linear.weight"]["source"] == "drawn"
+
+
+def test_heads_with_buffers_of_whole_numbers_and_heads_with_nothing(tiny):
+    model = BertClassifier(TINY, head=nn.Sequential(nn.BatchNorm1d(24), nn.Linear(24, 5)))
+    model.head[0].num_batches_tracked += 3
+    manifest = initialize(model, Init.parse("pretrained"), tiny, Seeds())
+    assert list(manifest) == list(model.state_dict())
+    assert manifest["head.0.num_batches_tracked"] == {
+        "source": "buffer", "mean": 3.0, "std": 0.0, "sha256": hashlib.sha256(np.int64(3).tobytes()).hexdigest()
+    }  # fmt: skip
+    assert manifest["head.0.running_mean"]["source"] == "buffer"
+    assert manifest["head.0.weight"]["source"] == manifest["head.1.weight"]["source"] == "drawn"
+    assert "3 tensors buffer" in summary(manifest)
+    bare = initialize(BertClassifier(TINY, head=nn.Identity()), Init.parse("pretrained"), tiny, Seeds())
+    assert summary(bare) == "31 tensors pretrained"
 
 
 def test_summary(tiny):

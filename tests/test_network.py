@@ -2,6 +2,7 @@
 distribution."""
 
 import copy
+import os
 import shutil
 from dataclasses import replace
 
@@ -362,7 +363,10 @@ def test_the_compiled_update_is_the_plain_one(machine):
         half = half_weights(model, machine)
         optimizer = AdamW(model.named_parameters(), weight_decay=0.1, half=half)
         if compiled:
-            assert optimizer.compile() is None
+            why_not = optimizer.compile()
+            if why_not and os.environ.get("ATEN_CPU_CAPABILITY") == "default":
+                pytest.skip(f"torch compiles for no such processor: {why_not}")
+            assert why_not is None
             real = optimizer.update
             optimizer.update = lambda *a, **k: (calls.append(a[0].numel()), real(*a, **k))  # noqa: B023
         for _ in range(4):

@@ -16,7 +16,7 @@ from conftest import ROOT, TINY, seeing
 from minibert.config import TrainConfig
 from minibert.data.batches import Batch
 from minibert.errors import InputError
-from minibert.initialization import initialize, layer_config
+from minibert.initialization import Init, initialize, layer_config
 from minibert.lab import probe as module
 from minibert.lab.probe import format_probe, highest_rate, logit_figures, look, probe, spread, tolerance
 from minibert.model import BertClassifier
@@ -36,8 +36,9 @@ def batch():
 
 
 def start(scheme, tiny, **changes):
-    model = BertClassifier(layer_config(scheme, replace(TINY, **changes)))
-    return model.eval(), initialize(model, scheme, tiny, Seeds())
+    init = Init.parse(scheme)
+    model = BertClassifier(layer_config(init, replace(TINY, **changes)))
+    return model.eval(), initialize(model, init, tiny, Seeds())
 
 
 def pairs(vectors):

@@ -13,7 +13,6 @@ from minibert.seeds import Seeds, derive
     [
         ("0", Seeds()),
         ("7", Seeds(encoder=7, head=7, order=7, dropout=7, split=0)),
-        (7, Seeds(encoder=7, head=7, order=7, dropout=7, split=0)),
         (" 7 ", Seeds(encoder=7, head=7, order=7, dropout=7, split=0)),
         ("7,order=3", Seeds(encoder=7, head=7, order=3, dropout=7, split=0)),
         ("7,split=2", Seeds(encoder=7, head=7, order=7, dropout=7, split=2)),

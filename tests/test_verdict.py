@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from minibert.initialization import initialize, layer_config
+from minibert.initialization import Init, initialize, layer_config
 from minibert.model import BertClassifier
 from minibert.seeds import Seeds
 from minibert.verdict import advice, in_words, is_shut, judge, mean_cosine, streak
@@ -148,8 +148,9 @@ def test_logits_that_are_no_numbers_are_no_verdict():
     ("scheme", "shut"), [("random", False), ("rezero", True), ("layerscale:0.02", True), ("layerscale:0.1", False)]
 )
 def test_gates_that_have_not_opened(tiny, scheme, shut):
-    model = BertClassifier(layer_config(scheme, replace(TINY)))
-    initialize(model, scheme, tiny, Seeds())
+    init = Init.parse(scheme)
+    model = BertClassifier(layer_config(init, replace(TINY)))
+    initialize(model, init, tiny, Seeds())
     assert is_shut(model.bert) == shut
     if shut:
         with torch.no_grad():

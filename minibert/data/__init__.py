@@ -20,10 +20,10 @@ from minibert.data.table import Table, read_texts
 from minibert.data.windows import Encoding, read_motion, read_windows
 from minibert.errors import InputError
 from minibert.files import write_cache
-from minibert.seeds import Seeds
 from minibert.tokenizer import Tokenizer
 
 BUNDLED = ("motion", "motion-overlap")
+PADDING = 127  # rows that an embedding may have beyond the words: sizes are rounded up to a multiple of 8 to 128
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def load_dataset(
         InputError: the data cannot be used; the line says what is wrong and where.
     """
     table = read_table(config) if table is None else table
-    parts = split_rows(table, Seeds.parse(config.seed).split)
+    parts = split_rows(table, config.seeds.split)
     labels = sorted(set(table.labels), key=table.label_order)
     texts, how = table.texts, ""
     if table.windows is not None:
@@ -141,9 +141,9 @@ def cache_folder() -> Path:
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, name: str) -> None:
     """
     Raises:
-        InputError: the tokenizer and the word embedding do not belong together.
+        InputError: the tokenizer and the word embedding do not belong together: fewer rows than words, or many more.
     """
-    if tokenizer.vocab_size != vocab_size:
+    if not tokenizer.vocab_size <= vocab_size <= tokenizer.vocab_size + PADDING:
         raise InputError(
             f"{name}: the tokenizer has {tokenizer.vocab_size} words, the word embedding {vocab_size} rows;"
             " take the tokenizer that was published with these weights"

@@ -160,7 +160,8 @@ class AdamW:
                 fused(w, grad, m, v, half, numbers, one, one > 0)
                 summed(grad)
         except Exception as error:  # whatever a compiler may say
-            return (str(error).strip() or type(error).__name__).splitlines()[0]
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            return " ".join(lines[: 1 + lines[0].endswith("raised:")])
         self.update, self.norm_of, self.compiled = fused, summed, True
         return None
 

@@ -255,9 +255,10 @@ def gradient_rows(ours: BertClassifier, theirs: dict[str, Tensor]) -> list[Row]:
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {kind: [] for kind in kinds}
     lacking: list[Row] = []
     seen: set[str] = set()
+    published = published_names(ours)
     for name, p in ours.named_parameters():
-        parts = [theirs.get(n) for n in published_names(name)]
-        seen.update(published_names(name))
+        parts = [theirs.get(n) for n in published[name]]
+        seen.update(published[name])
         if p.grad is None or any(part is None for part in parts):
             lacking.append(Row(f"gradients, {name} is missing", math.inf, math.inf, BACKWARD))
         else:

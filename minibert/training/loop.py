@@ -16,7 +16,6 @@ from minibert.engine.optimizer import Schedule, warmup_steps
 from minibert.errors import InputError, Say
 from minibert.evaluation import predict, report
 from minibert.progress import Progress
-from minibert.seeds import Seeds
 from minibert.setup import Setup, prepare
 from minibert.training import folder
 from minibert.training.screen import HEADER, closing, opening, row_line
@@ -61,7 +60,7 @@ def resume(path: Path, say: Say = print) -> Path:
 
 
 def plan_of(config: TrainConfig, examples: int) -> Plan:
-    seeds = Seeds.parse(config.seed)
+    seeds = config.seeds
     return Plan(examples, config.epochs, config.batch_size, config.accumulate, seeds.order, seeds.dropout)
 
 

@@ -38,9 +38,9 @@ def reference_config(config, attention="eager"):
 def published(model, tensors=None):
     """Our tensors (None: the model's weights) under the reference's names, query, key and value apart."""
     prefix = "bert." if isinstance(model, BertClassifier) else ""
-    out = {}
+    out, table = {}, published_names(model)
     for ours, tensor in (tensors or model.state_dict()).items():
-        names = published_names(ours)
+        names = table[ours]
         for name, part in zip(names, tensor.chunk(len(names))):
             out[name if name.startswith("classifier.") else prefix + name] = part
     return out

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TINY, perturbed
+from conftest import TINY, labels_of, perturbed
 from safetensors.torch import load_file
 
-from minibert.checkpoint import load_classifier, load_encoder, read_labels, save_pretrained
+from minibert.checkpoint import load_classifier, load_encoder, save_pretrained
 from minibert.config import TrainConfig
 from minibert.model import Bert, BertClassifier
 from minibert.tokenizer import Tokenizer
@@ -87,7 +87,7 @@ def test_a_classifier_of_theirs_opens_here(tmp_path, dtype):
     reference = reference_of(transformers.BertForSequenceClassification, dtype)
     reference.save_pretrained(tmp_path)
     model = load_classifier(tmp_path)
-    assert read_labels(tmp_path) == LABELS
+    assert labels_of(tmp_path) == LABELS
     assert model.config == CONFIG
     identical(model(*inputs()), reference.float()(*inputs()).logits)  # here everything is float32 in memory
 
@@ -142,7 +142,7 @@ def test_there_and_back_changes_not_a_bit(tmp_path):
     reference.save_pretrained(tmp_path / "theirs")
     back = load_classifier(tmp_path / "theirs")
     assert back.config == model.config
-    assert read_labels(tmp_path / "theirs") == LABELS
+    assert labels_of(tmp_path / "theirs") == LABELS
     for (name, a), b in zip(model.state_dict().items(), back.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 
@@ -196,3 +196,12 @@ def test_a_run_with_mean_pooling_opens_there_as_an_encoder(tmp_path):
     reference = transformers.BertModel.from_pretrained(tmp_path, add_pooling_layer=False).eval()
     identical(model.bert(*inputs())[0], reference(*inputs()).last_hidden_state)
     assert load_classifier(tmp_path).config.pool == "mean"
+
+
+@pytest.mark.parametrize("change", [{"pool": "mean"}, {"head": torch.nn.Linear(TINY.hidden_size, len(LABELS))}])
+def test_what_is_not_bert_throughout_is_refused_there(tmp_path, change):
+    """Rather than run with a pooler or a head that the reference draws anew."""
+    save_pretrained(BertClassifier(CONFIG, **change), tmp_path, LABELS)
+    for kind in (transformers.AutoModelForSequenceClassification, transformers.AutoModel):
+        with pytest.raises(ValueError, match="minibert"):
+            kind.from_pretrained(tmp_path)
