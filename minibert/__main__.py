@@ -31,6 +31,7 @@ def main(arguments: list[str]) -> int:
     bench = verbs.add_parser("bench", help="time training and evaluation beside the reference implementation")
     bench.add_argument("--cases", metavar="A,B", help="of the names it prints (default: all; job takes minutes)")
     bench.add_argument("--precision", metavar="NAME", default="auto", help="auto, fp32, bf16 (default: auto)")
+    bench.add_argument("--device", metavar="NAME", default="auto", help="cpu, cuda; auto: cuda where there is one")
     bench.add_argument("--rounds", type=int, default=3, metavar="N", help="turns that the two sides take (default: 3)")
     bench.add_argument("--growth", action="store_true", help="instead: how a step grows with batch, layers, vocabulary")
     bench.add_argument("--json", action="store_true", help="all figures as JSON")
@@ -66,15 +67,20 @@ def run_probe(given: argparse.Namespace) -> int:
 
 
 def run_bench(given: argparse.Namespace) -> int:
-    from minibert.lab.bench import CASES, bench, growth
+    from minibert.lab.bench import bench, growth
 
-    names = given.cases.split(",") if given.cases else list(CASES)
+    names = given.cases.split(",") if given.cases else None
+    if given.device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device {given.device}: it must be one of auto, cpu, cuda")
     if given.rounds < 1:
         raise InputError(f"--rounds {given.rounds}: it must be at least 1")
     if given.precision not in PRECISIONS[:3]:
         raise InputError(f"--precision {given.precision}: it must be one of {', '.join(PRECISIONS[:3])}")
     say = functools.partial(print, file=sys.stderr if given.json else sys.stdout, flush=True)
-    result = growth(given.precision, say) if given.growth else bench(names, given.precision, given.rounds, say)
+    if given.growth:
+        result = growth(given.precision, say)
+    else:
+        result = bench(names, given.precision, given.rounds, say, given.device)
     if given.json:
         print(json.dumps(result, indent=1))
     return 0

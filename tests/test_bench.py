@@ -20,8 +20,8 @@ from minibert.lab.workloads import CASES, WARMUP, Case, order, work
 SMALL = Case("base", 4, 3, "16 to 256")
 
 
-def figures(ms, tokens=100.0, gflop=6.0, rss_mb=500.0, start_seconds=2.0):
-    return {"ms": ms, "tokens": tokens, "gflop": gflop, "rss_mb": rss_mb, "start_seconds": start_seconds}
+def figures(ms, tokens=100.0, gflop=6.0, gb=0.1, rss_mb=500.0, start_seconds=2.0):
+    return {"ms": ms, "tokens": tokens, "gflop": gflop, "gb": gb, "rss_mb": rss_mb, "start_seconds": start_seconds}
 
 
 @pytest.fixture
@@ -36,13 +36,17 @@ def small(monkeypatch):
 def test_medians_against_the_fastest_rival():
     seen = {"minibert": [figures(20), figures(30), figures(10)], "loop": [figures(90), figures(50), figures(70)],
             "Trainer": [figures(60, rss_mb=900), figures(61, rss_mb=900), figures(1000, rss_mb=900)]}  # fmt: skip
-    result = compare("motion-b2", seen, peak=400.0)
+    result = compare("motion-b2", seen, peak=400.0, speed=50.0)
     assert (result["ms"], result["ms_other"], result["other"], result["ratio"]) == (20, 61, "Trainer", 3.05)
     assert result["ms_rivals"] == {"loop": 70, "Trainer": 61}
     assert result["tokens_per_second"] == pytest.approx(100 / 0.020)
     assert result["peak_share"] == pytest.approx(6 / 0.020 / 400)
+    assert result["limit_ms"] == pytest.approx(1e3 * (6 / 400 + 0.1 / 50))
+    assert result["limit_share"] == pytest.approx(result["limit_ms"] / 20)
     assert (result["rss_mb"], result["rss_mb_other"]) == (500, 900)
     assert "3.05" in format_case(result)
+    assert len(format_case(result | {"ms": 519_462.0, "ms_other": 798_938.0, "rss_mb": 10_000})) <= 80
+    assert len(module.HEADER) <= 80
 
 
 def test_work_is_counted_in_real_tokens(monkeypatch):
@@ -53,6 +57,25 @@ def test_work_is_counted_in_real_tokens(monkeypatch):
     forward = 2 * (2 * layer * tokens + 2 * 2 * squares * 24)
     assert work(SMALL, [5, 7]) == pytest.approx(3 * forward / 1e9)
     assert work(SMALL._replace(what="eval"), [5, 7]) == pytest.approx(forward / 1e9)
+
+
+def test_the_weights_way_through_memory_is_counted(small, monkeypatch):
+    """28 bytes a trained number: the words that do not occur are none."""
+    monkeypatch.setattr(workloads, "bert_config", lambda case: TINY)
+    model = module.BertClassifier(TINY)
+    occurring = len({i for ids in small.ids for i in ids.tolist()} | {0})
+    trained = sum(p.numel() for p in model.parameters()) - (TINY.vocab_size - occurring) * 24
+    assert workloads.weights_moved(SMALL, small) == pytest.approx(28 * trained / 1e9)
+    assert workloads.weights_moved(SMALL._replace(what="eval"), small) == 0
+
+
+def test_a_copy_is_read_and_written():
+    x, y = torch.ones(2, 1 << 22)
+    begin = module.time.perf_counter()
+    for _ in range(5):
+        y.copy_(x)
+    seen = 5 * 8 * (1 << 22) / 1e9 / (module.time.perf_counter() - begin)
+    assert seen / 20 < module.copy_speed() < 50 * seen
 
 
 def test_both_sides_get_the_same_batches(small):
@@ -116,9 +139,9 @@ def test_json_and_table(monkeypatch, capsys):
         result["cases"][0]
     )
     assert result["precision"] == "fp32"
-    assert err.count("\n") == 4
+    assert err.count("\n") == 5
     turns = ["minibert", *RIVALS["train"]]
-    assert [side for _, side, _ in asked[:10]] == turns + turns  # in turn, not one after the other
+    assert [side for _, side, *_ in asked[:10]] == turns + turns  # in turn, not one after the other
 
 
 @pytest.mark.parametrize(
@@ -126,6 +149,7 @@ def test_json_and_table(monkeypatch, capsys):
     [
         (["--cases", "motion-b3"], "motion-b3: known are motion-b2"),
         (["--rounds", "0"], "--rounds 0"),
+        (["--device", "tpu"], "--device tpu: it must be one of auto, cpu, cuda"),
         (["--precision", "fp16"], "--precision fp16: it must be one of auto, fp32, bf16"),
     ],
 )

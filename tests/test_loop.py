@@ -12,13 +12,15 @@ from safetensors import safe_open
 from minibert.checkpoint import load_classifier
 from minibert.config import TrainConfig
 from minibert.data.batches import Batch
+from minibert.data.table import Table
+from minibert.engine import machine
 from minibert.engine.machine import choose_machine
 from minibert.engine.optimizer import AdamW, LossScaler
 from minibert.engine.step import Sums
 from minibert.errors import InputError
 from minibert.model import BertClassifier
 from minibert.setup import prepare
-from minibert.training import loop
+from minibert.training import folder, loop
 from minibert.training.loop import resume, train
 
 FP32 = choose_machine("fp32", torch.device("cpu"))
@@ -360,3 +362,74 @@ def test_auto_reads_the_mean_where_the_start_asks_for_it(config, init, pool, exp
     setup = prepare(replace(config, init=init, pool=pool), lambda line: None)
     assert (setup.model.config.pool, setup.config.pool) == (expected, expected)
     assert setup.model.config.residual_scale == (1.0 if init == "random" else 4**0.25)
+
+
+def killed_before_its_end(config, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.folder, "end", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            train(config, str)
+
+
+def test_a_run_killed_between_its_last_row_and_its_end_has_no_row_twice(config, tmp_path, monkeypatch):
+    once = replace(config, epochs=1)
+    whole = final(train(replace(once, out=str(tmp_path / "whole")), str))
+    killed_before_its_end(once, monkeypatch)
+    again = final(resume(tmp_path / "run", str))
+    assert [row["epoch"] for row in again[1]] == [1]
+    assert again[1] == whole[1]
+    assert torch.equal(again[0], whole[0])
+
+
+def test_a_run_keeps_the_number_format_that_auto_took(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "fast_bf16_cpu", lambda: True)
+    killed_before_its_end(replace(config, epochs=1), monkeypatch)
+    content = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert content["settings"]["precision"] == content["precision"] == "bf16"
+    monkeypatch.setattr(machine, "fast_bf16_cpu", lambda: False)
+    said = []
+    resume(tmp_path / "run", said.append)
+    assert said[0].endswith("bf16: as asked")
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [("dataset", "no 'dataset' with 'sha256'"), ("checkpoint", "no 'checkpoint' with 'sha256'"),
+     ("precision", "no 'precision'"), ("settings", "no 'settings'")],
+)  # fmt: skip
+def test_a_config_that_lacks_something_is_one_line(config, tmp_path, monkeypatch, part, message):
+    killed_before_its_end(replace(config, epochs=1), monkeypatch)
+    file = tmp_path / "run" / "config.json"
+    content = json.loads(file.read_text())
+    for spoilt in ({key: value for key, value in content.items() if key != part}, content | {part: 7}):
+        file.write_text(json.dumps(spoilt))
+        with pytest.raises(InputError, match=message):
+            resume(tmp_path / "run", str)
+
+
+class Head(torch.nn.Module):
+    """Names that the default head has, too, and integer buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(24))
+        self.norm = torch.nn.BatchNorm1d(24)
+        self.linear = torch.nn.Linear(24, 2)
+
+    def forward(self, x):
+        return self.linear(self.norm(x * self.weight))
+
+
+def test_a_head_of_ones_own_and_data_in_memory_are_trained(config, tmp_path):
+    texts = [f"{n} {n + 1} {n + 2}" for n in range(60)]
+    table = Table("numbers", ["low" if n < 30 else "high" for n in range(60)], "", texts=texts)
+    setup = prepare(replace(config, batch_size=6), str, head=Head(), table=table)
+    path = folder.new_folder(config.out, "x")
+    folder.begin(path, setup)
+    loop.fit(setup, path, None, str)
+    head = Head()
+    model = load_classifier(path / "model", head=head)
+    assert head.norm.num_batches_tracked % 8 == 0  # steps an epoch
+    assert head.norm.num_batches_tracked > 0
+    assert not torch.equal(head.weight, torch.ones(24))
+    assert model.head is head

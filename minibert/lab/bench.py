@@ -29,7 +29,7 @@ from minibert.engine import Engine, assemble
 from minibert.engine.dropout import dropout_for
 from minibert.engine.machine import DTYPES, Machine, choose_device, choose_machine
 from minibert.engine.optimizer import Schedule
-from minibert.errors import InputError
+from minibert.errors import InputError, Say
 from minibert.evaluation import predict
 from minibert.lab.workloads import (
     CASES,
@@ -39,11 +39,13 @@ from minibert.lab.workloads import (
     Case,
     Step,
     bert_config,
+    cases_on,
     make_examples,
     order,
     small_model,
     synchronize,
     timed,
+    weights_moved,
     work,
 )  # fmt: skip
 from minibert.model import BertClassifier, BertConfig
@@ -58,44 +60,56 @@ RIVALS = {
 }
 
 
-def bench(names: Sequence[str], precision: str, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+def bench(names: Sequence[str] | None, precision: str, rounds: int, say: Say, device: str = "auto") -> dict[str, Any]:
     """
     Args:
-        names: of CASES; precision: as in TrainConfig; rounds: how often the two sides take turns.
+        names: of the device's cases, None: all; precision: as in TrainConfig; rounds: how often the two sides take turns;
+        device: "cpu", "cuda", or "auto": cuda where there is one.
 
     Returns:
-        {"cases": [...], "versions": ..., "processor": ..., "threads": ..., "precision": ..., "peak_gflops": ...}
+        {"cases": [...], "versions", "processor", "threads", "precision", "peak_gflops", "copy_gb_per_second"}
 
     Raises:
         InputError: an unknown case, no reference implementation, a measurement that failed.
     """
-    unknown = [name for name in names if name not in CASES]
+    where = choose_device() if device == "auto" else torch.device(device)
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch finds no CUDA device here; --device cpu")
+    cases_there = cases_on(where.type)
+    names = list(cases_there) if names is None else names
+    unknown = [name for name in names if name not in cases_there]
     if unknown:
-        raise InputError(f"--cases {','.join(unknown)}: known are {', '.join(CASES)}")
+        raise InputError(f"--cases {','.join(unknown)}: known are {', '.join(cases_there)}")
     for package in ("transformers", "accelerate"):
         if installed(package) == "not installed":
             raise InputError(f"bench measures against transformers; {package} is missing: pip install -e '.[bench]'")
-    machine = choose_machine(precision, choose_device())
+    machine = choose_machine(precision, where)
     precision = machine.name
     sources.resolve("minilm-l6")  # fetched before anything is timed
-    peak = matmul_peak(precision)
-    say(f"{processor()}, {torch.get_num_threads()} threads, {precision}; matrix products reach {peak:,.0f} GFLOP/s")
+    peak, speed = matmul_peak(precision, where), copy_speed(where)
+    say(f"{processor()}; {machine.describe()}, {precision}")
+    say(f"matrix products reach {peak:,.0f} GFLOP/s, copies {speed:,.1f} GB/s read and written")
     say(HEADER)
     cases = []
     for name in names:
-        case, seen = CASES[name], {}
+        case, seen = cases_there[name], {}
         for _ in range(1 if case.what == "job" else rounds):
             for side in ("minibert", *RIVALS[case.what]):
-                seen.setdefault(side, []).append(measure(name, side, precision))
-        cases.append(compare(name, seen, peak))
+                seen.setdefault(side, []).append(measure(name, side, precision, where.type))
+        cases.append(compare(name, seen, peak, speed))
         say(format_case(cases[-1]))
     versions = {name: installed(name) for name in ("minibert", "torch", "transformers", "accelerate", "numpy")}
     return {"cases": cases, "versions": {"python": platform.python_version(), **versions}, "processor": processor(),
-            "threads": torch.get_num_threads(), "precision": precision, "peak_gflops": peak}  # fmt: skip
+            "threads": torch.get_num_threads(), "precision": precision, "peak_gflops": peak,
+            "copy_gb_per_second": speed, "device": machine.describe()}  # fmt: skip
 
 
-def compare(name: str, seen: dict[str, list[dict[str, float]]], peak: float) -> dict[str, Any]:
-    """Medians over the rounds; the rival is the fastest of the reference's runs."""
+def compare(name: str, seen: dict[str, list[dict[str, float]]], peak: float, speed: float) -> dict[str, Any]:
+    """Medians over the rounds; the rival is the fastest of the reference's runs.
+
+    The limit is what a step would take if it were its matrix products at `peak` GFLOP/s and its weights' way through
+    memory at `speed` GB/s, one after the other, and nothing else.
+    """
     middle = {
         side: {key: statistics.median(one[key] for one in runs) for key in runs[0]} for side, runs in seen.items()
     }
@@ -103,32 +117,31 @@ def compare(name: str, seen: dict[str, list[dict[str, float]]], peak: float) -> 
     rival = min(middle, key=lambda side: middle[side]["ms"])
     other = middle[rival]
     seconds = ours["ms"] / 1e3
+    limit = ours["gflop"] / peak + ours["gb"] / speed
     return {
         "case": name, "ms": ours["ms"], "ms_other": other["ms"], "ratio": other["ms"] / ours["ms"], "other": rival,
         "tokens_per_second": ours["tokens"] / seconds, "peak_share": ours["gflop"] / seconds / peak,
+        "limit_ms": 1e3 * limit, "limit_share": limit / seconds,
         "rss_mb": ours["rss_mb"], "rss_mb_other": other["rss_mb"], "start_seconds": ours["start_seconds"],
         "start_seconds_other": other["start_seconds"], "rounds": len(seen["minibert"]),
         "ms_rivals": {side: figures["ms"] for side, figures in middle.items()},
     }  # fmt: skip
 
 
-HEADER = (
-    "case               ms   reference ms  ratio  tokens/s  of peak    MB  reference MB  start s  reference s"
-    "  fastest reference"
-)
+HEADER = "case               ms reference  ratio limit  peak      MB  (ref.)  fastest reference"
 
 
 def format_case(c: dict[str, Any]) -> str:
+    """`limit` and `peak`: the shares of what is possible that we reach."""
     return (
-        f"{c['case']:<12}{c['ms']:>9,.1f}{c['ms_other']:>15,.1f}{c['ratio']:>7.2f}{c['tokens_per_second']:>10,.0f}"
-        f"{c['peak_share']:>9.0%}{c['rss_mb']:>6,.0f}{c['rss_mb_other']:>14,.0f}{c['start_seconds']:>9.1f}"
-        f"{c['start_seconds_other']:>13.1f}  {c['other']}"
+        f"{c['case']:<12}{c['ms']:>9,.1f}{c['ms_other']:>10,.1f}{c['ratio']:>7.2f}{c['limit_share']:>6.0%}"
+        f"{c['peak_share']:>6.0%}{c['rss_mb']:>8,.0f}{c['rss_mb_other']:>8,.0f}  {c['other']}"
     )
 
 
-def measure(name: str, side: str, precision: str) -> dict[str, float]:
+def measure(name: str, side: str, precision: str, device: str = "cpu") -> dict[str, float]:
     """One side of one case, in a process of its own."""
-    command = [sys.executable, "-m", "minibert.lab.bench", name, side, precision, str(time.time())]
+    command = [sys.executable, "-m", "minibert.lab.bench", name, side, precision, device, str(time.time())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
@@ -136,27 +149,29 @@ def measure(name: str, side: str, precision: str) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main(name: str, side: str, precision: str, started: str) -> None:
-    """What `measure` starts: time one side, print {ms, tokens, gflop, rss_mb, start_seconds} a step as JSON."""
-    case = CASES[name]
+def main(name: str, side: str, precision: str, device: str, started: str) -> None:
+    """What `measure` starts: time one side, print {ms, tokens, gflop, gb, rss_mb, start_seconds} a step as JSON."""
+    case = cases_on(device)[name]
     if case.what == "job":
         figures = run_job(side, precision)
     else:
         examples = make_examples(case)
         if side == "minibert":
-            step = our_step(case, examples, precision)
+            step = our_step(case, examples, precision, device)
         else:
             from minibert.lab.bench_reference import reference_step
 
-            step = reference_step(case, examples, precision, side)
+            step = reference_step(case, examples, precision, side, device)
         first, seconds = step(float(started))
         rows = [[len(examples.ids[i]) for i in batch] for batch in order(case, examples)]
         counted = [length for batch in rows[WARMUP:] for length in batch]
         steps = len(rows) - WARMUP
         figures = {"ms": 1e3 * seconds / steps, "tokens": sum(counted) / steps, "start_seconds": first}
-        figures["gflop"] = work(case, counted) / steps
+        figures |= {"gflop": work(case, counted) / steps, "gb": weights_moved(case, examples)}
     who = resource.RUSAGE_CHILDREN if case.what == "job" else resource.RUSAGE_SELF
     figures["rss_mb"] = resource.getrusage(who).ru_maxrss / 1024
+    if device == "cuda":
+        figures["rss_mb"] = torch.cuda.max_memory_allocated() / 2**20
     print(json.dumps(figures))
 
 
@@ -168,9 +183,9 @@ def our_model(case: Case, machine: Machine) -> BertClassifier:
     return model
 
 
-def our_step(case: Case, examples: Examples, precision: str) -> Step:
+def our_step(case: Case, examples: Examples, precision: str, device: str = "cpu") -> Step:
     """minibert as train.py and eval.py run it."""
-    machine = choose_machine(precision, choose_device())
+    machine = choose_machine(precision, torch.device(device))
     model, batches = our_model(case, machine), order(case, examples)
     if case.what == "eval":
         network = evaluator(model, machine, [examples])
@@ -195,8 +210,11 @@ def run_job(side: str, precision: str) -> dict[str, float]:
         subprocess.run(command, cwd=root, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         seconds = time.perf_counter() - begin
     case = CASES["job"]
-    lengths = [len(row) for row in make_examples(case).ids] * TrainConfig().epochs
-    return {"ms": 1e3 * seconds, "tokens": sum(lengths), "gflop": work(case, lengths), "start_seconds": 0.0}
+    examples, config = make_examples(case), TrainConfig()
+    lengths = [len(row) for row in examples.ids] * config.epochs
+    steps = config.epochs * -(-len(examples) // config.batch_size)
+    return {"ms": 1e3 * seconds, "tokens": sum(lengths), "gflop": work(case, lengths),
+            "gb": steps * weights_moved(case, examples), "start_seconds": 0.0}  # fmt: skip
 
 
 GROWTH = {
@@ -237,16 +255,32 @@ def growth(precision: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
     return rows
 
 
-def matmul_peak(precision: str) -> float:
+def matmul_peak(precision: str, device: torch.device | str = "cpu") -> float:
     """GFLOP/s of the best of a few matrix products of BERT's sizes: what this machine can do at all."""
-    best, dtype = 0.0, DTYPES[precision]
-    for m, k, n in ((2048, 768, 3072), (4096, 1536, 384), (2048, 2048, 2048)):
-        x, w = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)
-        for _ in range(12):
-            begin = time.perf_counter()
-            F.linear(x, w)
-            best = max(best, 2 * m * k * n / 1e9 / (time.perf_counter() - begin))
+    best, dtype, device = 0.0, DTYPES[precision], torch.device(device)
+    for m, k, n in ((2048, 768, 3072), (4096, 1536, 384), (2048, 2048, 2048), (8192, 768, 3072)):
+        x, w = torch.randn(m, k, device=device).to(dtype), torch.randn(n, k, device=device).to(dtype)
+        best = max(best, 2 * m * k * n / 1e9 / shortest(lambda: F.linear(x, w), device))  # noqa: B023
     return best
+
+
+def copy_speed(device: torch.device | str = "cpu") -> float:
+    """GB/s of a copy of a quarter of a gigabyte, counting what is read and what is written."""
+    device = torch.device(device)
+    source, target = torch.ones(2, 1 << 26, device=device)
+    return 8 * source.numel() / 1e9 / shortest(lambda: target.copy_(source), device)
+
+
+def shortest(work: Callable[[], Any], device: torch.device, times: int = 12) -> float:
+    """Seconds of the quickest of some runs."""
+    seconds = []
+    for _ in range(times):
+        synchronize(device)
+        begin = time.perf_counter()
+        work()
+        synchronize(device)
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)
 
 
 def processor() -> str:

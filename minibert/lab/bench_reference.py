@@ -14,7 +14,19 @@ from torch.nn.utils.rnn import pad_sequence
 
 from minibert.config import TrainConfig
 from minibert.data import Examples, load_dataset
-from minibert.lab.workloads import CASES, LR, PLANNED, WARMUP, Case, Step, bert_config, order, small_model, timed
+from minibert.lab.workloads import (
+    CASES,
+    LR,
+    PLANNED,
+    WARMUP,
+    Case,
+    Step,
+    bert_config,
+    order,
+    small_model,
+    synchronize,
+    timed,
+)
 from minibert.tokenizer import Tokenizer
 
 transformers.logging.set_verbosity_error()
@@ -54,6 +66,12 @@ def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return batch
 
 
+def on(device: torch.device, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    if device.type == "cuda":
+        batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
 class InOrder(transformers.Trainer):
     def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler:
         return torch.utils.data.SequentialSampler(self.train_dataset)
@@ -66,24 +84,30 @@ class Clock(transformers.TrainerCallback):
         if state.global_step == 0:
             self.first = time.time()
         if state.global_step == WARMUP:
+            synchronize(args.device)
             self.begin = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == state.max_steps:
+            synchronize(args.device)
         self.end = time.perf_counter()
 
 
-def settings(folder: str, precision: str, batch: int, **more: Any) -> transformers.TrainingArguments:
+def settings(
+    folder: str, precision: str, batch: int, device: str = "cpu", **more: Any
+) -> transformers.TrainingArguments:
     return transformers.TrainingArguments(
         output_dir=folder, per_device_train_batch_size=batch, learning_rate=LR, weight_decay=0.01, max_grad_norm=1.0,
-        lr_scheduler_type="linear", optim="adamw_torch_fused", bf16=precision == "bf16", use_cpu=True,
+        lr_scheduler_type="linear", optim="adamw_torch_fused", bf16=precision == "bf16",
+        fp16=precision == "fp16", use_cpu=device == "cpu",
         save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True, seed=0, **more,
     )  # fmt: skip
 
 
-def reference_step(case: Case, examples: Examples, precision: str, side: str) -> Step:
+def reference_step(case: Case, examples: Examples, precision: str, side: str, device: str = "cpu") -> Step:
     """`side` is one of bench.RIVALS."""
     kind, attention = side.split(", ")
-    model = model_of(case, attention)
+    model, where = model_of(case, attention).to(device), torch.device(device)
     batches = order(case, examples)
     data = Rows(examples, [i for batch in batches for i in batch])
     if case.what == "eval":
@@ -91,18 +115,18 @@ def reference_step(case: Case, examples: Examples, precision: str, side: str) ->
 
         @torch.no_grad()
         def evaluate(rows: list[int]) -> None:
-            batch = collate([Rows(examples, rows)[i] for i in range(len(rows))])
+            batch = on(where, collate([Rows(examples, rows)[i] for i in range(len(rows))]))
             model(input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask"))
 
-        return lambda started: timed(evaluate, batches, started, torch.device("cpu"))
+        return lambda started: timed(evaluate, batches, started, where)
     if kind == "loop":
         optimizer = torch.optim.AdamW(decay_groups(model), lr=LR, fused=True)
         schedule = transformers.get_linear_schedule_with_warmup(optimizer, PLANNED // 10, PLANNED)
         model.train()
 
         def train(rows: list[int]) -> None:
-            batch = collate([Rows(examples, rows)[i] for i in range(len(rows))])
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+            batch = on(where, collate([Rows(examples, rows)[i] for i in range(len(rows))]))
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
                 loss = model(**batch).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -110,13 +134,13 @@ def reference_step(case: Case, examples: Examples, precision: str, side: str) ->
             schedule.step()
             optimizer.zero_grad()
 
-        return lambda started: timed(train, batches, started, torch.device("cpu"))
+        return lambda started: timed(train, batches, started, where)
 
     def run(started: float) -> tuple[float, float]:
         clock = Clock()
         with tempfile.TemporaryDirectory() as folder:
             InOrder(
-                model, settings(folder, precision, case.batch, max_steps=len(batches)),
+                model, settings(folder, precision, case.batch, device, max_steps=len(batches)),
                 train_dataset=data, data_collator=collate, callbacks=[clock],
             ).train()  # fmt: skip
         return clock.first - started, clock.end - clock.begin

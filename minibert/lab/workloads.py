@@ -15,7 +15,7 @@ import torch
 from minibert import checkpoint, sources
 from minibert.config import TrainConfig
 from minibert.data import Examples, load_dataset
-from minibert.model import BertConfig
+from minibert.model import BertClassifier, BertConfig
 from minibert.tokenizer import Tokenizer
 
 WARMUP = 3  # steps that are not counted
@@ -43,6 +43,17 @@ CASES = {
     "eval-b64": Case("minilm-l6", 64, 16, "16 to 256", "eval"),
     "job": Case("minilm-l6", 2, 0, "motion", "job"),
 }
+
+# On a GPU, small cases are launches alone: these are asked for there.
+CUDA_CASES = {
+    "base-b2": CASES["base-b2"]._replace(steps=60),
+    "base-b16": CASES["base-b16"]._replace(steps=40),
+    "base-b64": Case("base", 64, 20, "128"),
+}
+
+
+def cases_on(device: str) -> dict[str, Case]:
+    return CUDA_CASES if device == "cuda" else CASES
 
 
 def bert_config(case: Case) -> BertConfig:
@@ -95,6 +106,20 @@ def work(case: Case, lengths: list[int]) -> float:
     tokens, squares = sum(lengths), sum(n * n for n in lengths)
     forward = layers * (2 * (4 * d * d + 2 * d * f) * tokens + 4 * d * squares)
     return forward * (1 if case.what == "eval" else 3) / 1e9
+
+
+def weights_moved(case: Case, examples: Examples) -> float:
+    """GB that a step moves through memory for its weights, whatever it computes: in training AdamW reads and writes each
+    trained weight and both moments, 24 bytes, and gradient and bf16 copy or a float32 gradient are 4 more. Words that
+    the texts do not use are not trained.
+    """
+    if case.what == "eval":
+        return 0.0
+    c = bert_config(case)
+    with torch.device("meta"):
+        count = sum(p.numel() for p in BertClassifier(c).parameters())
+    words = len(np.unique(np.concatenate([[c.pad_token_id], *examples.ids])))
+    return 28 * (count - (c.vocab_size - words) * c.hidden_size) / 1e9
 
 
 Step = Callable[[float], tuple[float, float]]

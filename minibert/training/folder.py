@@ -119,7 +119,7 @@ def read_run(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; give the folder of a run, as train.py's last line names it")
     content = read_json(path / "config.json")
-    if not isinstance(content, dict) or "settings" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
         raise InputError(f"{path / 'config.json'} has no 'settings'; {path} is not a run's folder")
     for part, field, kind in FACTS:
         if not isinstance(content.get(part), dict) or not isinstance(content[part].get(field), kind):

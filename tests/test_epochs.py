@@ -1,0 +1,97 @@
+"""minibert/engine/epochs.py: a cursor is all that the rest of a run hangs on."""
+
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, perturbed
+
+from minibert.data import Examples
+from minibert.data.batches import cut
+from minibert.engine import assemble
+from minibert.engine.dropout import dropout_for
+from minibert.engine.epochs import Cursor, Plan, Watch, own_random_numbers, steps
+from minibert.engine.machine import Machine
+from minibert.engine.optimizer import Schedule
+from minibert.errors import InputError
+from minibert.model import BertClassifier
+
+CPU = torch.device("cpu")
+PLAN = Plan(examples=19, epochs=2, batch_size=2, accumulate=2, order=5, dropout=6)
+
+
+def engine(name="fp32", accumulate=2):
+    generator = np.random.default_rng(0)
+    ids = [generator.integers(5, TINY.vocab_size, n).astype(np.int32) for n in generator.integers(3, 12, 19)]
+    data = Examples(ids, None, generator.integers(0, 5, 19), np.arange(19))
+    torch.manual_seed(0)
+    model = perturbed(BertClassifier(TINY, dropout=dropout_for(CPU)))
+    return assemble(model, [data], Machine(name, "", CPU), Schedule(1e-3, 10, 2), accumulate=accumulate)
+
+
+def go(one, plan, cursor, most=None):
+    """Take steps from `cursor` on, `most` at most; the cursor behind the last, in a list."""
+
+    def batches(chosen):
+        return [one.network.batch(one.splits[0], part) for part in cut(chosen, plan.batch_size)], len(chosen)
+
+    return list(islice(steps(one, plan, cursor, batches), most))[-1:] or [cursor]
+
+
+def test_an_epoch_is_all_examples_once_in_an_order_of_its_own():
+    first, second = PLAN.rows(1), PLAN.rows(2)
+    assert [len(rows) for rows in first] == [4, 4, 4, 4, 3]
+    assert (PLAN.steps, PLAN.size) == (5, 4)
+    assert sorted(i for rows in first for i in rows) == list(range(19))
+    assert first != second
+    assert first == PLAN.rows(1)
+    assert replace(PLAN, order=4).rows(1) != first
+    assert replace(PLAN, dropout=4).rows(1) == first
+
+
+def test_every_step_has_random_numbers_of_its_own():
+    places = [Cursor(epoch, step) for epoch in (1, 2) for step in range(5)]
+    seeds = [PLAN.seed(place) for place in places]
+    assert len(set(seeds)) == 10
+    assert [replace(PLAN, order=1).seed(place) for place in places] == seeds
+    assert set(seeds).isdisjoint(replace(PLAN, purpose="other ").seed(place) for place in places)
+
+
+@pytest.mark.parametrize(("name", "accumulate"), [("fp32", 2), ("bf16", 1), ("fp16", 2)])
+def test_a_run_goes_on_from_any_step_to_the_same_bits(name, accumulate):
+    plan = replace(PLAN, accumulate=accumulate, batch_size=4 // accumulate)
+    whole = engine(name, accumulate)
+    assert go(whole, plan, Cursor()) == [Cursor(1, 5)]
+    for stop in (1, 3, 5):
+        first = engine(name, accumulate)
+        (cursor,) = go(first, plan, Cursor(), stop)
+        state = {key: tensor.clone() for key, tensor in first.state_dict().items()}
+        torch.manual_seed(99)  # what the caller draws is nothing to it
+        second = engine(name, accumulate)
+        second.load_state_dict(state)
+        go(second, plan, cursor)
+        for (key, a), b in zip(whole.state_dict().items(), second.state_dict().values()):
+            assert torch.equal(a, b), (stop, key)
+
+
+def test_the_callers_random_numbers_stay_what_they_were():
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    with own_random_numbers(CPU):
+        go(engine(), PLAN, Cursor(), 1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_gradients_that_no_step_can_use_end_a_run(monkeypatch):
+    one = engine()
+    watch = Watch(one, lambda step: InputError(f"step {step}"))
+    go(one, PLAN, Cursor(), 2)
+    assert watch.read().skipped == 0
+    monkeypatch.setattr(one.state.optimizer, "norm", lambda gradients: torch.tensor(torch.inf, dtype=torch.float64))
+    go(one, PLAN, Cursor(1, 2), 1)
+    with pytest.raises(InputError, match="step 3"):
+        watch.look()
+    one.state.scaler.enabled = True
+    assert watch.read().skipped == 1  # a smaller loss scale may help
