@@ -55,6 +55,7 @@ def close(interval, low, high):
         (0.025, 3, -3.18244631),
         (0.5, 4, 0.0),
         (0.975, 1e9, 1.95996398),
+        (1 - 1e-6, 1, 318309.886),
     ],
 )
 def test_quantiles_of_t(p, df, t):
@@ -269,7 +270,8 @@ def test_signs_flipped_by_hand():
     assert sign_flip([-1, 2, 3]).p == 0.5
     assert sign_flip([0.1, 0.2, 0.3, 0.4, 0.5]).p == 0.0625
     assert sign_flip([-0.1] * 6).p == 0.03125
-    assert sign_flip([0.1, 0.1, 0.1, -0.1, 0.1, 0.1]).p == 14 / 64  # sums that rounding tells apart
+    assert sign_flip([0.1, 0.1, 0.1, -0.1, 0.1, 0.1]).p == 14 / 64
+    assert sign_flip([-0.2, 0.3, 0.2, -0.5]).p == 1  # rounding alone makes two of the sums smaller
     zeros = sign_flip([0.1, 0.2, 0, 0.4, 0.1, 0.1])
     assert (zeros.p, zeros.smallest) == (0.0625, 0.0625)
     assert (sign_flip([5]).p, sign_flip([0, 0]).p, sign_flip([0, 0]).smallest) == (1, 1, 1)
@@ -343,6 +345,8 @@ def test_the_ratio_of_errors():
     assert astuple(error_ratio([1, 1], [0.9, 1])) == (None, None)
     assert astuple(error_ratio([0.5, 0.5], [1, 1])) == (0, None)
     assert astuple(error_ratio([0.5], [0.75])) == (0.5, None)
+    neither = error_ratio([1, 1, 0.5], [1, 1, 0.75])  # 0 / 0 in a third of the draws
+    assert astuple(neither) == (0.5, (0.5, 0.5))
     some = error_ratio([1, 1, 0.5], [0.9, 0.9, 0.9])
     assert (some.ratio, some.interval.high) == (pytest.approx(0.6), None)
     assert some.interval.low > 0
@@ -383,6 +387,18 @@ def test_steps_to_match_by_hand():
     assert linear(0.81, spent=0.5).multiplier is None
     logarithmic = steps_to_match([100, 400], [[0.2, 0.6]], 0.4, log=True, spent=50)
     assert astuple(logarithmic) == (pytest.approx(200), None, None, pytest.approx(4), pytest.approx(150))
+
+
+def test_both_sides_spread_the_steps_to_match():
+    # Of 3 seeds one comes up three times in 1 of 27 draws: more than 2.5 %, so that the seeds themselves are the ends.
+    x, line = np.arange(21), np.linspace(0, 1, 21)
+    wide = math.sqrt(3 / 2) * 4.30265273 / 1.95996398
+    found = steps_to_match(x, line - [[0.05], [0.0], [-0.01]], 0.5, log=False)
+    middle = 10 + 20 * 0.04 / 3
+    assert found.at == pytest.approx(middle)
+    assert astuple(found.interval) == pytest.approx((middle - wide * (middle - 9.8), middle + wide * (11 - middle)))
+    found = steps_to_match(x, [line, line], [0.5, 0.49, 0.55], log=False)
+    assert astuple(found.interval) == pytest.approx((middle - wide * (middle - 9.8), middle + wide * (11 - middle)))
 
 
 def test_beyond_the_budget_is_a_result():
@@ -451,7 +467,7 @@ def test_variances_are_right_on_average():
 
 
 def test_variances_of_too_little():
-    same = variance_shares([0.1] * 4, {"weights": [0, 0, 1, 1], "order": [0, 1, 0, 1]})
+    same = variance_shares([0.1] * 6, {"weights": [0, 0, 0, 1, 1, 1], "order": [0, 1, 2] * 2})  # three add up to more
     assert same.variance == {"weights": 0, "order": 0, "residual": 0}
     assert set(same.share.values()) == {None}
     assert variance_shares([0.1], {"weights": [7]}).variance == {"weights": None, "residual": None}
@@ -526,6 +542,7 @@ def test_draws_in_portions_are_as_good(monkeypatch):
         (lambda: variance_shares([1, 2], {"residual": [1, 2]}), "residual"),
         (lambda: variance_shares([1, 2], {"order": [1, 2], "head": [1, 2]}), "neither crossed"),
         (lambda: t_quantile(1, 3), "p: 1"),
+        (lambda: t_quantile(1 - 1e-9, 1e7), "p: 0.999999999"),
         (lambda: t_quantile(0.9, 0.5), "df: 0.5"),
     ],
 )

@@ -27,6 +27,7 @@ DRAWS = 2000
 EXACT = 20  # differences, up to which all 2^n sign patterns are gone through
 PATTERNS = 100_000  # drawn beyond that
 CHUNK = 2_000_000  # numbers held at once
+SURE = 1e-6  # tail of t, below which rounding is felt
 NORMAL = 1e7  # degrees of freedom, from where t is normal to seven digits
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)
@@ -632,8 +633,8 @@ def t_quantile(p: float, df: float) -> float:
     P(|T| < t) = 2 / B(df / 2, 1 / 2) times the integral of cos(u)^(df - 1) from 0 to atan(t / sqrt(df)) (Abramowitz and
     Stegun 1964, 26.7, by u = atan), integrated by Gauss's rule and solved by bisection.
     """
-    if not 0 < p < 1 or not df >= 1:
-        raise ValueError(f"p: {p}, must lie between 0 and 1; df: {df}, must be 1 or more")
+    if not SURE <= p <= 1 - SURE or not df >= 1:
+        raise ValueError(f"p: {p}, must lie between {SURE} and 1 - {SURE}; df: {df}, must be 1 or more")
     if p <= 0.5:
         return -t_quantile(1 - p, df) if p < 0.5 else 0.0
     normal = NormalDist().inv_cdf(p)
