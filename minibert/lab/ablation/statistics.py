@@ -206,7 +206,7 @@ def multi_bootstrap(
 
     What can be claimed: over weak to strong effects of seeds, with 200 examples, `interval` holds the truth in 94 to
     96 % with 6 or 12 seeds, 92 to 98 % with 3 and 88 to 97 % with 2; `percentile` in 92 to 97 % with 12, 90 to 98 %
-    with 6, 82 to 98 % with 3. Seeds and groups must be draws from what the claim is about: 3 seeds of one checkpoint
+    with 6, 79 to 98 % with 3. Seeds and groups must be draws from what the claim is about: 3 seeds of one checkpoint
     say nothing of other checkpoints. Where no difference differs the interval has no width, which proves nothing.
 
     Args:
