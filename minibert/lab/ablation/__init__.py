@@ -1,0 +1,1 @@
+"""One start against another: which experiments tell them apart, and by how much."""
