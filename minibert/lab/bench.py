@@ -63,8 +63,8 @@ RIVALS = {
 def bench(names: Sequence[str] | None, precision: str, rounds: int, say: Say, device: str = "auto") -> dict[str, Any]:
     """
     Args:
-        names: of the device's cases, None: all; precision: as in TrainConfig; rounds: how often the two sides take turns;
-        device: "cpu", "cuda", or "auto": cuda where there is one.
+        names: of the device's cases, None: all; precision: as in TrainConfig; rounds: how often the two sides take
+            turns; device: "cpu", "cuda", or "auto": cuda where there is one.
 
     Returns:
         {"cases": [...], "versions", "processor", "threads", "precision", "peak_gflops", "copy_gb_per_second"}
@@ -128,7 +128,7 @@ def compare(name: str, seen: dict[str, list[dict[str, float]]], peak: float, spe
     }  # fmt: skip
 
 
-HEADER = "case               ms reference  ratio limit  peak      MB  (ref.)  fastest reference"
+HEADER = "case               ms reference  ratio limit  peak      MB  (ref.)  reference"
 
 
 def format_case(c: dict[str, Any]) -> str:

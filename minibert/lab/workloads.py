@@ -109,9 +109,9 @@ def work(case: Case, lengths: list[int]) -> float:
 
 
 def weights_moved(case: Case, examples: Examples) -> float:
-    """GB that a step moves through memory for its weights, whatever it computes: in training AdamW reads and writes each
-    trained weight and both moments, 24 bytes, and gradient and bf16 copy or a float32 gradient are 4 more. Words that
-    the texts do not use are not trained.
+    """GB that a step moves through memory for its weights, whatever it computes. In training AdamW reads and writes
+    each trained weight and both moments, 24 bytes; gradient and bf16 copy, or a float32 gradient, are 4 more. Words
+    that the texts do not use are not trained.
     """
     if case.what == "eval":
         return 0.0
