@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from math import log
 from typing import Any
@@ -29,7 +30,7 @@ from minibert.model import BertClassifier, BertConfig
 
 ROWS, TOKENS = 8, 6
 START_LOSS = 0.5  # above ln C, at most
-FIT_LOSS, FIT_STEPS, FIT_RATES, FIT_SECONDS = 0.05, 300, (0.03, 0.003), 20.0
+FIT_LOSS, FIT_STEPS, FIT_SECONDS = 0.05, 300, 20.0
 LARGE = 1e4
 
 
@@ -108,7 +109,8 @@ class HeadCase:
 
     def inputs(self, rows: int = ROWS, seed: int = 0) -> tuple[Tensor, ...]:
         """What an encoder of random weights gives: tanh's range if pooled, LayerNorm's variance if tokens."""
-        generator = torch.Generator().manual_seed(seed)
+        # Far from build's seeds: the same numbers as weights and as inputs would not be independent.
+        generator = torch.Generator().manual_seed(1000 + seed)
         if self.reads == "pooled":
             return (torch.tanh(torch.randn(rows, self.hidden_size, generator=generator)),)
         lengths = torch.tensor([TOKENS - (2 * row) % TOKENS for row in range(rows)])  # the first row has no padding
@@ -289,17 +291,18 @@ def trained(head: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in head.named_parameters() if parameter.requires_grad}
 
 
-def is_batchnorm(module: nn.Module) -> bool:
-    """Training mode reads the other rows."""
-    return isinstance(module, _BatchNorm) or "batchnorm" in type(module).__name__.lower()
+def keeps_statistics(module: nn.Module) -> bool:
+    """BatchNorm and its like: training mode updates numbers that eval mode uses."""
+    name = type(module).__name__.lower()
+    return isinstance(module, _BatchNorm) or "batchnorm" in name or "spectralnorm" in name
 
 
-def quiet(head: nn.Module) -> nn.Module:
-    """Training mode without what may differ in it: dropout off, BatchNorm on its running numbers."""
+def without_dropout(head: nn.Module) -> nn.Module:
+    """Training mode, dropout off; what dropout by function does is left to NoDropout."""
     head.train()
     for module in head.modules():
         leaf = module is not head and not any(True for _ in module.children())
-        if is_batchnorm(module) or (leaf and "drop" in type(module).__name__.lower()):
+        if leaf and "drop" in type(module).__name__.lower():
             module.eval()
         elif isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
             module.dropout = 0.0
@@ -428,10 +431,10 @@ def row_independence(case: HeadCase) -> str | None:
     inputs, other = case.inputs(), case.inputs(seed=1)
     # Row 0 among rows of other values. The mask stays, since it may decide how much noise dropout draws for whom.
     swapped = (torch.cat([inputs[0][:1], 3 * other[0][1:]]), *inputs[1:])
-    modes = [False] if any(is_batchnorm(module) for module in head.modules()) else [False, True]
+    modes = [False] if any(keeps_statistics(module) for module in head.modules()) else [False, True]
     for training in modes:
         head.train(training)
-        apart = distance(predict(head, inputs)[0], predict(head, swapped)[0])
+        apart = distance(predict(deepcopy(head), inputs)[0], predict(head, swapped)[0])  # a call may move its state
         if apart:
             return (
                 f"a row's output moves by {apart:.2g} when other rows change, in {mode(training)}: a mean, softmax or "
@@ -496,8 +499,11 @@ def determinism(case: HeadCase) -> str | None:
 def dropout_only(case: HeadCase) -> str | None:
     head, inputs = case.moved(), case.inputs()
     evaluated = predict(head.eval(), inputs)
+    for module in without_dropout(head).modules():
+        if keeps_statistics(module):
+            module.eval()
     with NoDropout():
-        apart = distance(evaluated, predict(quiet(head), inputs))
+        apart = distance(evaluated, predict(head, inputs))
     if apart:
         return (
             f"with dropout off, training mode still differs from eval mode by {apart:.2g}: noise or a branch on "
@@ -578,17 +584,20 @@ def overfitting(case: HeadCase) -> str | None:
     rows = max(2, min(ROWS, case.hidden_size))
     inputs, labels = case.inputs(rows), torch.arange(rows) % case.num_labels
     began, best = time.perf_counter(), float("inf")
-    for rate in FIT_RATES:
+    # A step moves a logit by about the rate times D. Scales and units of length 1 want more, deep heads less.
+    usual = min(0.03, 1 / case.hidden_size)
+    for rate in (usual, 0.1, 0.1 * usual):
         head = case.build()
         parameters = list(trained(head).values())
         moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
         for step in range(1, FIT_STEPS + 1):
-            out = call(head.train(), inputs)
+            with NoDropout():  # whether it can learn, not how dropout slows it
+                out = call(without_dropout(head), inputs)
             if out.requires_grad:
                 loss = F.cross_entropy(out, labels)
                 adam_step(parameters, moments, torch.autograd.grad(loss, parameters, allow_unused=True), rate, step)
             if step % 10 == 0:
-                # Either mode will do: dropout spoils the one, BatchNorm's numbers lag behind in the other.
+                # Either mode will do: BatchNorm's numbers lag behind in eval mode.
                 outs = out.detach(), predict(head.eval(), inputs, seed=None)
                 best = min(best, *(F.cross_entropy(each, labels).item() for each in outs))
                 if best <= FIT_LOSS:

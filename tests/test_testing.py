@@ -117,6 +117,40 @@ class ZeroLast(nn.Sequential):
         nn.init.zeros_(self[-1].weight)
 
 
+class DropPath(nn.Module):
+    """Drops whole rows: dropout of a kind that torch does not have."""
+
+    def forward(self, x):
+        return x * (torch.rand(len(x), 1, device=x.device) > 0.3) / 0.7 if self.training else x
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.drop, self.out = nn.Linear(D, D), DropPath(), nn.Linear(D, C)
+
+    def forward(self, x):
+        return self.out(x + self.drop(torch.tanh(self.inner(x))))
+
+
+class Cosine(nn.Module):
+    """Learns a scale of its own; rows of the weight drawn as the inputs are would point where these do."""
+
+    def __init__(self, labels=C):
+        super().__init__()
+        self.weight, self.scale = nn.Parameter(torch.randn(labels, D)), nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x):
+        return self.scale.exp() * F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1))
+
+
+class Spectral(nn.Sequential):
+    """Each call in training mode moves its estimate of the norm."""
+
+    def __init__(self):
+        super().__init__(nn.utils.parametrizations.spectral_norm(nn.Linear(D, 16)), nn.ReLU(), nn.Linear(16, C))
+
+
 class Positions(Linear):
     """Tensors made in forward, where they are on the input's device."""
 
@@ -134,6 +168,9 @@ POOLED = {
     "several dropout masks": MultiSample,
     "gate": Gated,
     "last layer of zeros": ZeroLast,
+    "rows dropped": Residual,
+    "cosines": Cosine,
+    "spectral norm": Spectral,
 }
 OVER_TOKENS = {
     "first token": ClsToken,
@@ -162,6 +199,10 @@ def test_sound_heads_of_other_sizes_pass(width, labels):
     check_head(lambda: nn.Linear(width, labels), width, labels)
     if width > 4:
         check_head(lambda: Mlp(nn.LayerNorm, width, labels), width, labels)
+
+
+def test_inputs_and_weights_are_drawn_apart():
+    check_head(lambda: Cosine(6), D, 6)
 
 
 # --- Broken heads: one change each ------------------------------------------------------------------------------------
@@ -274,6 +315,26 @@ class NoRunningStatistics(nn.Sequential):
         super().__init__(nn.Linear(D, 16), nn.BatchNorm1d(16, track_running_stats=False), nn.Linear(16, C))
 
 
+class CentredBeforeBatchNorm(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(D, 16), nn.BatchNorm1d(16), nn.Linear(16, C))
+
+    def forward(self, x):
+        return super().forward(x - x.mean(0))
+
+
+class RunningMeanByHand(Linear):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(D))
+
+    def forward(self, x):
+        if self.training:
+            with torch.no_grad():
+                self.mean.lerp_(torch.ones_like(self.mean), 0.1)
+        return self.out(x - self.mean)
+
+
 class Symmetric(nn.Sequential):
     """All hidden units alike, for ever: only one direction of the input is ever read."""
 
@@ -307,7 +368,7 @@ def low_precision_slots(self, x):
 
 
 def exp_softmax(self, tokens, mask):
-    weights = tokens.sum(dim=-1).exp() * mask
+    weights = tokens.mean(dim=-1).exp() * mask
     return self.out((weights[..., None] * tokens).sum(dim=1) / weights.sum(dim=1, keepdim=True))
 
 
@@ -356,6 +417,9 @@ def mean_over_s(self, tokens, mask):
 LEARNED = "parameter_gradients input_gradient"  # overfitting then decides nothing
 BROKEN = {  # what is wrong: (the factory, the names it is caught under, words of the message)
     # output_shape
+    "transposed, of several rows": (
+        pooled(lambda self, x: self.out(x).T if len(x) > 1 else self.out(x)), "output_shape", r"\(3, 5\), not \(5, 3\)",
+    ),
     "one class too many": (lambda: nn.Linear(D, C + 1), "output_shape", r"\(1, 4\), not \(1, 3\)"),
     "squeezes a batch of one": (pooled(lambda self, x: self.out(x).squeeze()), "output_shape", "squeeze"),
     "transposed": (pooled(lambda self, x: self.out(x).T), "output_shape", r"\(3, 1\)"),
@@ -381,6 +445,7 @@ BROKEN = {  # what is wrong: (the factory, the names it is caught under, words o
         pooled(lambda self, x: self.out((x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt())),
         "row_independence", "eval mode",
     ),
+    "centred before BatchNorm": (CentredBeforeBatchNorm, "row_independence", "eval mode"),
     "divides by the batch": (pooled(lambda self, x: self.out(x) / len(x)), "row_independence", "alone"),
     "mixes rows in training": (pooled(mixed_in_training), "row_independence dropout_only", "training mode"),
     "place in the batch": (
@@ -405,6 +470,7 @@ BROKEN = {  # what is wrong: (the factory, the names it is caught under, words o
         pooled(lambda self, x: self.out(x + 0.1 * torch.randn_like(x) if self.training else x)),
         "dropout_only", "noise",
     ),
+    "running mean by hand": (RunningMeanByHand, "dropout_only", "differs from eval mode"),
     "scaled in eval alone": (
         pooled(lambda self, x: self.out(x) if self.training else self.out(x) * 0.5), "dropout_only", "branch",
     ),
