@@ -197,11 +197,14 @@ def parametrize_with_head_checks(cases: Iterable[HeadCase | tuple], argument: st
 
 @contextmanager
 def own_world() -> Iterator[None]:
-    """The caller's random states as they were, on leaving; gradients on and the CPU the default device, inside."""
+    """The caller's random states as they were, on leaving; gradients on and the CPU the default device, inside.
+
+    inference_mode(False) also ends a caller's no_grad.
+    """
     python, numpy = random.getstate(), sys.modules.get("numpy")
     drawn = numpy and numpy.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.device("cpu"):
             yield
     finally:
         random.setstate(python)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
+from conftest import ROOT, TINY
 from torch import nn
 
 from minibert.checkpoint import published_names
+from minibert.model import BertClassifier
 from minibert.testing import CHECKS, HeadCase, HeadError, Outcome, check_head, parametrize_with_head_checks
 
 pytest_plugins = "pytester"
@@ -136,9 +137,9 @@ class Residual(nn.Module):
 class Cosine(nn.Module):
     """Learns a scale of its own; rows of the weight drawn as the inputs are would point where these do."""
 
-    def __init__(self, labels=C):
+    def __init__(self, labels=C, width=D):
         super().__init__()
-        self.weight, self.scale = nn.Parameter(torch.randn(labels, D)), nn.Parameter(torch.tensor(1.0))
+        self.weight, self.scale = nn.Parameter(torch.randn(labels, width)), nn.Parameter(torch.tensor(1.0))
 
     def forward(self, x):
         return self.scale.exp() * F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1))
@@ -199,6 +200,14 @@ def test_sound_heads_of_other_sizes_pass(width, labels):
     check_head(lambda: nn.Linear(width, labels), width, labels)
     if width > 4:
         check_head(lambda: Mlp(nn.LayerNorm, width, labels), width, labels)
+
+
+def test_the_classifiers_own_head_passes():
+    check_head(lambda: BertClassifier(TINY).head, TINY.hidden_size, TINY.num_labels)
+
+
+def test_a_head_may_want_another_learning_rate():
+    check_head(lambda: Cosine(2, 768), 768, 2)
 
 
 def test_inputs_and_weights_are_drawn_apart():
@@ -335,6 +344,31 @@ class RunningMeanByHand(Linear):
         return self.out(x - self.mean)
 
 
+class CountsInFloats(Linear):
+    """Its count is of whole numbers until it is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x):
+        if self.training:
+            self.steps = self.steps + 1.0
+        return self.out(x)
+
+
+class UsesBiasLater(Linear):
+    """One draw without a gradient does not show that there is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.extra, self.calls = nn.Parameter(torch.zeros(C)), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.out(x) + self.extra * (self.calls > 1)
+
+
 class Symmetric(nn.Sequential):
     """All hidden units alike, for ever: only one direction of the input is ever read."""
 
@@ -463,6 +497,7 @@ BROKEN = {  # what is wrong: (the factory, the names it is caught under, words o
     # determinism
     "dropout always on": (pooled(lambda self, x: self.out(F.dropout(x, 0.3))), "determinism", "self.training"),
     "counts its calls": (Cached, "determinism", "state that forward changes"),
+    "uses a bias from its second call on": (UsesBiasLater, "determinism", "state that forward changes"),
     "train() forgets the children": (StuckInTraining, "determinism", "differ"),
     "train() moves a bias": (DrawsOnEval, "determinism", r"after train\(\) and eval\(\)"),
     # training and evaluation
@@ -503,6 +538,7 @@ BROKEN = {  # what is wrong: (the factory, the names it is caught under, words o
         adds(lambda self: self.register_buffer("extra", torch.randn(C), persistent=False)), "saving", "persistent",
     ),
     "a number of its own": (adds(lambda self: setattr(self, "extra", torch.rand(1).item())), "saving", "buffer"),
+    "count of another dtype": (CountsInFloats, "saving", "steps comes back with another value or dtype"),
     "state that is no tensor": (ExtraState, "saving", "not a tensor"),
     # movable
     "plain tensor": (adds(lambda self: setattr(self, "extra", torch.ones(C))), "movable", "make extra a buffer"),
@@ -517,6 +553,13 @@ BROKEN = {  # what is wrong: (the factory, the names it is caught under, words o
     # input_kept
     "adds in place": (pooled(write), "input_kept", "the input"),
     "fills in place": (tokens(write_mask), "input_kept", "eval mode"),
+    "adds in place in training": (
+        pooled(lambda self, x: self.out(x.add_(1) if self.training else x + 1)), "input_kept", "training mode",
+    ),
+    "fills the mask": (
+        tokens(lambda self, x, mask: self.out(x.masked_fill(mask.logical_not_()[..., None], 0.0).sum(dim=1))),
+        "input_kept", "the mask",
+    ),
     "inplace=True": (lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(D, C)), "input_kept", "inplace"),
     # several
     "two faults": (pooled(lambda self, x: (self.out(x - x.mean(0)) * 9).tanh()),
