@@ -658,8 +658,8 @@ def saving(case: HeadCase) -> str | None:
     lost += [name for name, t in before.items() if name not in lost and not torch.equal(back[name], t)]
     if lost:
         return (
-            f"{brief(lost)} comes back with another value or dtype from model.safetensors: two names that are one in "
-            "the file (it drops `linear.`), or a number that its dtype cannot hold"
+            f"{brief(lost)} comes back with another value or dtype from model.safetensors: a number that its dtype "
+            "cannot hold"
         )
     apart = distance(predict(head, inputs), predict(new.eval(), inputs))
     if apart:
