@@ -84,7 +84,7 @@ def pack(examples: Examples, rows: Sequence[int], pad_id: int = 0, multiple: int
     place = np.concatenate([np.arange(n) for n in full])
     token = place < np.repeat(real, full)  # (T,): False where padded
 
-    def spread(parts: list[np.ndarray], fill: int) -> Tensor:
+    def laid_out(parts: list[np.ndarray], fill: int) -> Tensor:
         out = np.full(len(place), fill, np.int64)
         out[token] = np.concatenate(parts)
         return torch.from_numpy(out)
@@ -95,9 +95,9 @@ def pack(examples: Examples, rows: Sequence[int], pad_id: int = 0, multiple: int
         mask = np.arange(length) < real[start : start + count, None]  # (texts, length)
         runs.append(Run(count, length, None if mask.all() else torch.from_numpy(mask[:, None, None])))
     return PackedBatch(
-        spread([examples.ids[i] for i in rows], pad_id),
+        laid_out([examples.ids[i] for i in rows], pad_id),
         torch.from_numpy(np.where(token, place, 0)),  # padding may reach beyond the last position
-        None if examples.types is None else spread([examples.types[i] for i in rows], 0),
+        None if examples.types is None else laid_out([examples.types[i] for i in rows], 0),
         torch.from_numpy(examples.labels[rows]),
         runs,
         torch.from_numpy(np.cumsum(full) - full),
