@@ -129,6 +129,8 @@ def test_the_peak_is_that_of_a_matrix_product():
 def test_json_and_table(monkeypatch, capsys):
     monkeypatch.setattr(module, "installed", lambda package: "1.0")
     monkeypatch.setattr(module.sources, "resolve", lambda name: None)
+    monkeypatch.setattr(module, "matmul_peak", lambda *_: 400.0)
+    monkeypatch.setattr(module, "copy_speed", lambda *_: 50.0)
     asked = []
     monkeypatch.setattr(module, "measure", lambda *one: (asked.append(one), figures(len(asked)))[1])
     assert main(["bench", "--cases", "motion-b2,eval-b64", "--rounds", "2", "--precision", "fp32", "--json"]) == 0
