@@ -102,7 +102,9 @@ def recording(monkeypatch, change=lambda engine: engine):
             engine.step(batches, count)
             loss, _, examples, _ = (sums.total - before).tolist()
             seen.append(
-                SimpleNamespace(loss=loss / examples, rate=engine.rate(taken), stepped=int(optimizer.steps) > taken)
+                SimpleNamespace(
+                    loss=loss / examples, rate=engine.schedule.rate(taken), stepped=int(optimizer.steps) > taken
+                )
             )
 
         return replace(engine, step=step)

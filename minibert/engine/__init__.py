@@ -14,7 +14,7 @@ from minibert.data import Examples
 from minibert.engine.graph import CudaGraphs, Recorded
 from minibert.engine.machine import Machine
 from minibert.engine.network import Network, half_weights, length_multiple, network_for, with_copies
-from minibert.engine.optimizer import WORTH_COMPILING, AdamW, LossScaler, Schedule, linear_schedule
+from minibert.engine.optimizer import WORTH_COMPILING, AdamW, LossScaler, Schedule
 from minibert.engine.step import Loss, State, Sums, classification, step
 from minibert.engine.words import Words
 from minibert.errors import Say
@@ -44,10 +44,6 @@ class Engine:
     @property
     def network(self) -> Network:
         return self.state.network
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        return self.schedule.lr * linear_schedule(step, self.schedule.total, self.schedule.warmup)
 
     def count(self, examples: int) -> Tensor:
         """How many examples count in a step, where it computes."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from torch import Tensor
 from minibert.engine.step import State, accumulate, step, update
 
 Work = Callable[[], None]
-Batches = TypeVar("Batches", bound=tuple)
 
 WARM = (
     3  # steps of a shape that run as they are, so that kernels, workspaces and memory are there before it is recorded

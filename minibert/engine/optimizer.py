@@ -310,7 +310,10 @@ class Schedule:
     total: int
     warmup: int
 
+    def rate(self, step: int) -> float:
+        """Of a step, counted from 0."""
+        return self.lr * linear_schedule(step, self.total, self.warmup)
+
     def rates(self) -> Tensor:
         """Of every step, and one more, (total + 1,) float64."""
-        steps = range(self.total + 1)
-        return torch.tensor([self.lr * linear_schedule(s, self.total, self.warmup) for s in steps], dtype=torch.float64)
+        return torch.tensor([self.rate(step) for step in range(self.total + 1)], dtype=torch.float64)

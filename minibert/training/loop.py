@@ -126,7 +126,7 @@ def one_epoch(engine: Engine, setup: Setup, plan: Plan, cursor: Cursor, path: Pa
         return [network.batch(train_split, part) for part in cut(chosen, plan.batch_size)], len(chosen)
 
     def unusable(step: int) -> InputError:
-        lr = engine.rate(step - 1)
+        lr = engine.schedule.rate(step - 1)
         return InputError(
             f"the gradient is not finite at step {step} (lr {lr:.2g}); lower --lr or lengthen --warmup. {path} keeps"
             " the epochs before"
@@ -149,7 +149,7 @@ def one_epoch(engine: Engine, setup: Setup, plan: Plan, cursor: Cursor, path: Pa
     return {
         "epoch": cursor.epoch, "train_loss": seen.loss, "train_accuracy": seen.accuracy, "val_loss": val["loss"],
         "val_accuracy": val["accuracy"],
-        "lr": engine.rate(max(0, taken - 1)),
+        "lr": engine.schedule.rate(max(0, taken - 1)),
         "seconds": seconds, "examples_per_second": plan.examples / seconds, "step": taken,
         "skipped_steps": seen.skipped, "val_majority": val["majority"], "verdict": val["verdict"],
     }  # fmt: skip
