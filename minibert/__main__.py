@@ -1,16 +1,20 @@
-"""python -m minibert fetch | parity | probe | bench"""
+"""python -m minibert ablate | fetch | parity | probe | bench"""
 
 from __future__ import annotations
 
 import argparse
 import functools
 import json
+import shlex
 import sys
+from dataclasses import fields, replace
+from pathlib import Path
 
 from minibert.commands import guarded
 from minibert.config import PRECISIONS, TrainConfig, add_flags
 from minibert.errors import InputError
 
+FIELDS = [entry.name for entry in fields(TrainConfig)]
 # What a probe takes of a run's settings.
 SETTINGS = ("init", "model", "pool", "data", "charset", "encoding", "channels", "steps", "grid_cells", "max_length",
             "seed")  # fmt: skip
@@ -18,7 +22,9 @@ SETTINGS = ("init", "model", "pool", "data", "charset", "encoding", "channels", 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m minibert")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="fetch | parity | probe | bench")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="ablate | fetch | parity | probe | bench")
+    ablate = verbs.add_parser("ablate", help="run a grid of settings and seeds, and say what the starts were worth")
+    add_ablate_flags(ablate)
     fetch = verbs.add_parser("fetch", help="put a checkpoint into weights/, to be had without a network from then on")
     fetch.add_argument("name", metavar="NAME", help="minilm-l6, bert-base-uncased, or any BERT on the hub")
     parity = verbs.add_parser("parity", help="compare every component with a reference; exit code 1 where one differs")
@@ -36,8 +42,51 @@ def main(arguments: list[str]) -> int:
     bench.add_argument("--growth", action="store_true", help="instead: how a step grows with batch, layers, vocabulary")
     bench.add_argument("--json", action="store_true", help="all figures as JSON")
     given = parser.parse_args(arguments)
-    run = {"fetch": run_fetch, "parity": run_parity, "probe": run_probe, "bench": run_bench}
+    run = {"ablate": run_ablate, "fetch": run_fetch, "parity": run_parity, "probe": run_probe, "bench": run_bench}
     return run[given.verb](given)
+
+
+def add_ablate_flags(parser: argparse.ArgumentParser) -> None:
+    """The grid's own flags; then those of train.py, which take several values each."""
+    parser.description = (
+        "Each setting takes one value or several; the grid is their product, times seeds. What is not given is as in"
+        " the preset. The same command again goes on where it stands."
+    )
+    own = parser.add_argument_group("grid")
+    own.add_argument("--preset", metavar="NAME", default="default", help="a grid that comes with it: default, notebook")
+    own.add_argument("--grid", metavar="FILE", type=Path, help="a grid of your own, in TOML, in place of a preset")
+    own.add_argument("--seeds", metavar="N", type=int, help="seeds 0 to N-1 for each setting (default: the preset's)")
+    own.add_argument("--out", metavar="DIR", type=Path, help="the grid's folder (default: runs/ablate-PRESET)")
+    own.add_argument("--jobs", metavar="N", type=int, help="runs at a time (default: one a core, one on a GPU)")
+    own.add_argument("--scale", metavar="X", type=float, default=1.0, help="shrink epochs and examples by this factor")
+    own.add_argument("--baseline", metavar="START", help="the start that others are compared with")
+    own.add_argument("--dry-run", action="store_true", help="only print the runs and about how long they take")
+    own.add_argument("--keep-weights", action="store_true", help="keep each run's model, not only its predictions")
+    add_flags(parser, [name for name in FIELDS if name != "out"], many=True)
+
+
+def run_ablate(given: argparse.Namespace) -> int:
+    from minibert.lab.ablation.ablate import ablate
+    from minibert.lab.ablation.grid import check_seeds, preset, read_grid_file
+
+    values = {name: getattr(given, name) for name in FIELDS if name != "out" and hasattr(given, name)}
+    if given.seeds is not None and "seed" in values:
+        raise InputError("--seeds and --seed: give one of them")
+    grid = preset(given.preset) if given.grid is None else read_grid_file(given.grid)
+    grid = grid.override(values)
+    if given.baseline is not None:
+        grid = replace(grid, baseline=given.baseline)
+    if given.seeds is not None:
+        check_seeds(given.seeds)
+        grid = replace(grid, seeds=given.seeds)
+    stem = given.preset if given.grid is None else given.grid.stem
+    stem += "".join(f"-{Path(data).stem}" for data in values.get("data", []))
+    out = given.out or Path("runs") / f"ablate-{stem}"
+    failed = ablate(
+        grid, out, jobs=given.jobs, scale=given.scale, own_examples="examples" in values, dry_run=given.dry_run,
+        keep_weights=given.keep_weights, command=" ".join(["python -m minibert", *map(shlex.quote, sys.argv[1:])]),
+    )  # fmt: skip
+    return 1 if failed else 0
 
 
 def run_fetch(given: argparse.Namespace) -> int:

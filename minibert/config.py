@@ -32,6 +32,7 @@ class TrainConfig:
 
     data: str = setting("motion", "data", "motion, motion-overlap, a .csv .tsv .jsonl .npz file, or a folder of texts")
     charset: str = setting("utf-8", "data", "encoding of the text files")
+    examples: str = setting("all", "data", "training examples: all, or so many, by class; fewer are among more")
     max_length: int = setting(256, "data", "tokens a text at most; longer ones are cut at the end")
     encoding: str = setting("levels", "data", "how a window becomes a text", choices=ENCODINGS)
     channels: str | None = setting(None, "data", "acc, gyro, all, or names (default: acc for motion, else all)")
@@ -77,6 +78,8 @@ class TrainConfig:
                 right = isinstance(value, str) or (value is None and entry.type == "str | None")
                 check(self, entry.name, right, "a string")
             check(self, entry.name, allowed is None or value in allowed, f"one of {', '.join(allowed or ())}")
+        good = self.examples == "all" or (self.examples.isdecimal() and int(self.examples) > 0)
+        check(self, "examples", good, "all, or a whole number of at least 1")
         lr, warmup, decay, clip = self.lr, self.warmup, self.weight_decay, self.clip
         check(self, "lr", is_number(lr) and 0 < lr <= 1, "a number above 0 and at most 1; 1e-6 to 1e-4 is usual")
         good = is_number(warmup) and (0 <= warmup < 1 or (warmup >= 1 and warmup % 1 == 0))
@@ -102,12 +105,15 @@ class TrainConfig:
 
 
 def add_flags(
-    parser: argparse.ArgumentParser, names: Sequence[str] | None = None
+    parser: argparse.ArgumentParser, names: Sequence[str] | None = None, many: bool = False
 ) -> dict[str, argparse._ArgumentGroup]:
     """A flag for each field of TrainConfig (or for those in `names`), under the heading that the field names.
 
     A flag that is not given leaves no trace, so that TrainConfig's own default holds. What may be chosen from is shown
     here and checked there.
+
+    Args:
+        many: each flag takes one value or more, and gives a list; those of on and off are written so.
 
     Returns:
         The groups, by heading.
@@ -122,7 +128,11 @@ def add_flags(
         more: dict[str, Any] = {"help": entry.metadata["help"]}
         if entry.default is not None:
             more["help"] += f" (default: {'on' if entry.default is True else entry.default})"
-        if entry.type == "bool":
+        if many:
+            more["nargs"] = "+"
+        if entry.type == "bool" and many:
+            more |= {"type": on_off, "metavar": "on|off"}
+        elif entry.type == "bool":
             more["action"] = argparse.BooleanOptionalAction
         else:
             more["type"] = {"int": int, "float": float}.get(entry.type, str)
@@ -131,6 +141,16 @@ def add_flags(
             more["metavar"] = f"{{{','.join(entry.metadata['choices'])}}}"
         groups[heading].add_argument(flag(entry.name), dest=entry.name, default=argparse.SUPPRESS, **more)
     return groups
+
+
+def on_off(word: str) -> bool:
+    """
+    Raises:
+        InputError: another word.
+    """
+    if word not in ("on", "off"):
+        raise InputError(f"{word}: it must be on or off")
+    return word == "on"
 
 
 def flag(name: str) -> str:

@@ -1,4 +1,5 @@
-"""Four seeds, and apart: the encoder's weights, the head's weights, the order of the data, dropout.
+"""Five seeds, and apart: the encoder's weights, the head's weights, the order of the data, dropout, and which of the
+training examples are used where not all are.
 
 Dodge et al. 2020 (arXiv:2002.06305) found that weights and data order each move a fine-tuning result as
 much as the other: who compares starts must be able to hold one still while the other changes.
@@ -18,6 +19,7 @@ class Seeds:
     head: int = 0
     order: int = 0
     dropout: int = 0
+    subset: int = 0
     split: int = 0  # not set by the plain number: other seeds must still be tested on the same examples
 
     @classmethod

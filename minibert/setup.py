@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import nn
 
@@ -16,8 +17,24 @@ from minibert.engine.machine import Machine, choose_device, choose_machine
 from minibert.errors import Say
 from minibert.initialization import Init, Manifest, initialize, layer_config, summary
 from minibert.masked import self_mlm
-from minibert.model import BertClassifier
+from minibert.model import BertClassifier, BertConfig
 from minibert.tokenizer import Tokenizer
+
+
+class Ground(NamedTuple):
+    """What a run stands on: checkpoint and data. `config` has auto and relative paths resolved.
+
+    Attributes:
+        bert_config: the checkpoint's, with the layers that the start needs.
+    """
+
+    config: TrainConfig
+    init: Init
+    machine: Machine
+    source: sources.Source
+    bert_config: BertConfig
+    tokenizer: Tokenizer
+    data: Dataset
 
 
 @dataclass(frozen=True)
@@ -33,11 +50,10 @@ class Setup:
     manifest: Manifest
 
 
-def prepare(config: TrainConfig, say: Say = print, head: nn.Module | None = None, table: Table | None = None) -> Setup:
-    """Settings -> checkpoint, data and initialized model, on the CPU. Writes nothing but the cache.
+def settle(config: TrainConfig, say: Say = print, table: Table | None = None) -> Ground:
+    """Settings -> checkpoint and data: whatever can be refused before a model is built. Writes nothing but the cache.
 
     Args:
-        head: in place of the default one, a module from (B, D) to (B, C).
         table: data in memory, in place of what `config.data` names.
 
     Raises:
@@ -52,22 +68,35 @@ def prepare(config: TrainConfig, say: Say = print, head: nn.Module | None = None
     check_vocabulary(tokenizer, bert_config.vocab_size, source.name)
     data = load_dataset(config, tokenizer, bert_config.max_position_embeddings, table)
     say(f"data: {data.summary}")
+    # Resolved, so that a run that goes on elsewhere goes on with the same: also in its number format.
+    resolved = {"pool": bert_config.pool if config.pool == "auto" else config.pool, "precision": machine.name}
+    resolved["model"] = str(source.path.resolve()) if Path(config.model).is_dir() else source.name
+    if table is None and config.data not in BUNDLED and Path(config.data).exists():
+        resolved["data"] = str(Path(config.data).resolve())
+    return Ground(replace(config, **resolved), init, machine, source, bert_config, tokenizer, data)
+
+
+def prepare(config: TrainConfig, say: Say = print, head: nn.Module | None = None, table: Table | None = None) -> Setup:
+    """Settings -> checkpoint, data and initialized model, on the CPU. Writes nothing but the cache.
+
+    Args:
+        head: in place of the default one, a module from (B, D) to (B, C).
+        table: data in memory, in place of what `config.data` names.
+
+    Raises:
+        InputError: as settle.
+    """
+    config, init, machine, source, bert_config, tokenizer, data = settle(config, say, table)
     learned = None
     if init.scheme.learns:
         (epochs,) = init.numbers(bert_config)
         learned = self_mlm(bert_config, data.train, tokenizer, int(epochs), machine, say)
     hidden, attention, in_front = config.rates
-    pool = bert_config.pool if config.pool == "auto" else config.pool
     bert_config = replace(
-        bert_config, num_labels=len(data.labels), pool=pool, hidden_dropout_prob=hidden,
+        bert_config, num_labels=len(data.labels), pool=config.pool, hidden_dropout_prob=hidden,
         attention_probs_dropout_prob=attention, classifier_dropout=in_front,
     )  # fmt: skip
     model = BertClassifier(bert_config, head, dropout=dropout_for(machine.device))
     manifest = initialize(model, init, source.path, config.seeds, learned)
     say(f"start: {config.init} ({source.name} {source.sha256[:12]}): {summary(manifest)}")
-    # Resolved, so that a run that goes on elsewhere goes on with the same: also in its number format.
-    resolved = {"pool": pool, "precision": machine.name}
-    resolved["model"] = str(source.path.resolve()) if Path(config.model).is_dir() else source.name
-    if table is None and config.data not in BUNDLED and Path(config.data).exists():
-        resolved["data"] = str(Path(config.data).resolve())
-    return Setup(replace(config, **resolved), machine, source, tokenizer, data, model, manifest)
+    return Setup(config, machine, source, tokenizer, data, model, manifest)

@@ -202,10 +202,10 @@ def test_seeds_and_rates_are_read_once_and_again_for_other_settings(monkeypatch)
     monkeypatch.setattr(Seeds, "parse", lambda text: read.append(text) or parse(text))
     config = TrainConfig(seed="7,order=3", dropout="0.2")
     assert config.seeds is config.seeds
-    assert config.seeds == Seeds(7, 7, 3, 7, 0)
+    assert config.seeds == Seeds(7, 7, 3, 7, 7, 0)
     assert read == ["7,order=3"]
     other = replace(config, seed="1", dropout="0.3")
-    assert (other.seeds, other.rates) == (Seeds(1, 1, 1, 1, 0), (0.3, 0.3, 0.3))
+    assert (other.seeds, other.rates) == (Seeds(1, 1, 1, 1, 1, 0), (0.3, 0.3, 0.3))
     assert config.rates == (0.2, 0.2, 0.2)
     assert asdict(config).keys() == {entry.name for entry in fields(TrainConfig)}
     assert config == TrainConfig(seed="7,order=3", dropout="0.2")

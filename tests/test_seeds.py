@@ -12,14 +12,14 @@ from minibert.seeds import Seeds, derive
     ("text", "seeds"),
     [
         ("0", Seeds()),
-        ("7", Seeds(encoder=7, head=7, order=7, dropout=7, split=0)),
-        (" 7 ", Seeds(encoder=7, head=7, order=7, dropout=7, split=0)),
-        ("7,order=3", Seeds(encoder=7, head=7, order=3, dropout=7, split=0)),
-        ("7,split=2", Seeds(encoder=7, head=7, order=7, dropout=7, split=2)),
+        ("7", Seeds(encoder=7, head=7, order=7, dropout=7, subset=7, split=0)),
+        (" 7 ", Seeds(encoder=7, head=7, order=7, dropout=7, subset=7, split=0)),
+        ("7,order=3", Seeds(encoder=7, head=7, order=3, dropout=7, subset=7, split=0)),
+        ("7,split=2", Seeds(encoder=7, head=7, order=7, dropout=7, subset=7, split=2)),
         ("order=3", Seeds(order=3)),
         ("order=3,encoder=1", Seeds(encoder=1, order=3)),
-        ("1,encoder=2,head=3,order=4,dropout=5,split=6", Seeds(2, 3, 4, 5, 6)),
-        ("12345678901234567890", Seeds(*[12345678901234567890] * 4, 0)),
+        ("1,encoder=2,head=3,order=4,dropout=5,subset=6,split=7", Seeds(2, 3, 4, 5, 6, 7)),
+        ("12345678901234567890", Seeds(*[12345678901234567890] * 5, 0)),
     ],
 )
 def test_what_a_seed_sets(text, seeds):
@@ -58,7 +58,7 @@ def test_seeds_suit_torch():
 
 
 def test_spaces_behind_the_comma_are_allowed_and_a_name_is_needed():
-    assert Seeds.parse("7, order = 3") == Seeds(7, 7, 3, 7, 0)
+    assert Seeds.parse("7, order = 3") == Seeds(7, 7, 3, 7, 7, 0)
     for text in ("=3", "7,=3", "9" * 5000):
         with pytest.raises(InputError, match="--seed"):
             Seeds.parse(text)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from minibert.config import TrainConfig
-from minibert.data.splits import SPLITS, split_rows
+from minibert.data.splits import SPLITS, fewer, split_rows
 from minibert.data.table import Table, read_texts
 from minibert.data.windows import Encoding, read_motion, read_windows
 from minibert.errors import InputError
@@ -35,12 +35,14 @@ class Examples:
         types: n arrays of token types, or None where no example has a second text.
         labels: (n,) int64, places in Dataset.labels.
         rows: (n,) int64, places in the data as it was read.
+        groups: n names (of a person, a document), or None where the data have none.
     """
 
     ids: list[np.ndarray]
     types: list[np.ndarray] | None
     labels: np.ndarray
     rows: np.ndarray
+    groups: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -84,6 +86,8 @@ def load_dataset(
     """
     table = read_table(config) if table is None else table
     parts = split_rows(table, config.seeds.split)
+    if config.examples != "all":
+        parts["train"] = fewer(parts["train"], np.array(table.labels), int(config.examples), config.seeds.subset)
     labels = sorted(set(table.labels), key=table.label_order)
     texts, how = table.texts, ""
     if table.windows is not None:
@@ -94,9 +98,12 @@ def load_dataset(
     number = {label: place for place, label in enumerate(labels)}
     y = np.array([number[label] for label in table.labels])
     splits = {
-        name: Examples([ids[i] for i in rows], types and [types[i] for i in rows], y[rows], rows)
+        name: Examples(
+            [ids[i] for i in rows], types and [types[i] for i in rows], y[rows], rows,
+            table.groups and [table.groups[i] for i in rows],
+        )
         for name, rows in parts.items()
-    }
+    }  # fmt: skip
     lengths = [len(row) for row in ids]
     counts = " / ".join(f"{len(splits[name]):,}" for name in SPLITS)
     summary = f"{table.name}: {counts} for training / validation / test, {len(labels)} classes{how}, "

@@ -52,6 +52,31 @@ def split_rows(table: Table, seed: int) -> dict[str, np.ndarray]:
     return rows
 
 
+def fewer(rows: np.ndarray, labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """`count` of the rows, each class in its share, those of a smaller count among those of a larger one.
+
+    In the order that they are taken in, the r-th of n rows of a class stands at r / n: first one of each class, then
+    the classes in step.
+
+    Args:
+        rows: row numbers of one split; labels: of all rows.
+
+    Raises:
+        InputError: more than there are, or fewer than there are classes.
+    """
+    classes = sorted(set(labels[rows]))
+    if not len(classes) <= count <= len(rows):
+        raise InputError(
+            f"--examples {count}: the training split has {len(rows):,} of {len(classes)} classes; take a number from"
+            f" {len(classes)} to {len(rows)}, or all"
+        )
+    generator = np.random.default_rng(derive(seed, "subset"))
+    own = [generator.permutation(rows[labels[rows] == label]) for label in classes]
+    place = np.concatenate([np.arange(len(part)) / len(part) for part in own])
+    tie = generator.permutation(len(place))
+    return np.sort(np.concatenate(own)[np.lexsort((tie, place))[:count]])
+
+
 def by_class(chosen: np.ndarray, labels: np.ndarray, generator: np.random.Generator) -> None:
     """A tenth of each class to val and to test; at least one of a class that has three, none of a smaller one."""
     for label in sorted(set(labels)):

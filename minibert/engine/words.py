@@ -9,6 +9,7 @@ are saved (`AdamW.shrinkage`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class Words:
         """The same examples with places in `ids` for word ids."""
         place = np.zeros(int(self.ids[-1]) + 1, np.int32)
         place[self.ids] = np.arange(len(self.ids), dtype=np.int32)
-        return Examples([place[ids] for ids in split.ids], split.types, split.labels, split.rows)
+        return replace(split, ids=[place[ids] for ids in split.ids])
 
     def fewer(self, model: BertClassifier) -> BertClassifier:
         """A model that shares all of `model` but the word embedding: that has the rows that occur, (W, D)."""

@@ -101,11 +101,14 @@ def order(case: Case, examples: Examples) -> list[list[int]]:
 
 def work(case: Case, lengths: list[int]) -> float:
     """GFLOP of all matrix products for real tokens: 2 a weight, and attention; in training 3 times that."""
-    c = bert_config(case)
-    d, f, layers = c.hidden_size, c.intermediate_size, c.num_hidden_layers
+    return forward_work(bert_config(case), lengths) * (1 if case.what == "eval" else 3)
+
+
+def forward_work(c: BertConfig, lengths: Sequence[int]) -> float:
+    """GFLOP of the matrix products of one forward pass over texts of so many tokens."""
+    d, f = c.hidden_size, c.intermediate_size
     tokens, squares = sum(lengths), sum(n * n for n in lengths)
-    forward = layers * (2 * (4 * d * d + 2 * d * f) * tokens + 4 * d * squares)
-    return forward * (1 if case.what == "eval" else 3) / 1e9
+    return c.num_hidden_layers * (2 * (4 * d * d + 2 * d * f) * tokens + 4 * d * squares) / 1e9
 
 
 def weights_moved(case: Case, examples: Examples) -> float:

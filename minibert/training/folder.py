@@ -80,13 +80,16 @@ def begin(path: Path, setup: Setup) -> None:
     content = {
         "settings": asdict(setup.config),
         "checkpoint": {"name": source.name, "sha256": source.sha256},
-        "dataset": {"summary": data.summary, "sha256": data.sha256, "labels": data.labels},
+        "dataset": {
+            "summary": data.summary, "sha256": data.sha256, "labels": data.labels,
+            "sizes": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+        },
         "device": setup.machine.describe(),
         "precision": setup.machine.name,
         "versions": {"python": platform.python_version(), **versions},
         "git_commit": git_commit(),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-    }
+    }  # fmt: skip
     write_json(path / "config.json", content)
 
 

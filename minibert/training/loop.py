@@ -11,7 +11,7 @@ from minibert import checkpoint
 from minibert.config import TrainConfig
 from minibert.data.batches import cut
 from minibert.engine import Engine, assemble
-from minibert.engine.epochs import Cursor, Plan, Watch, own_random_numbers, steps
+from minibert.engine.epochs import Batches, Cursor, Plan, Watch, own_random_numbers, steps
 from minibert.engine.optimizer import Schedule, warmup_steps
 from minibert.errors import InputError, Say
 from minibert.evaluation import predict, report
@@ -73,6 +73,15 @@ def engine_of(setup: Setup, plan: Plan, say: Say) -> Engine:
     )  # fmt: skip
 
 
+def batches_of(engine: Engine, plan: Plan) -> Batches:
+    """The batches of a step, from the training split."""
+
+    def batches(chosen: Sequence[int]) -> tuple[Sequence[Any], int]:
+        return [engine.network.batch(engine.splits[0], part) for part in cut(chosen, plan.batch_size)], len(chosen)
+
+    return batches
+
+
 def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say) -> Path:
     """Train from `state` (None: from the start) to the last epoch; keep the best epoch in PATH/model."""
     config, data = setup.config, setup.data
@@ -119,11 +128,7 @@ def one_epoch(engine: Engine, setup: Setup, plan: Plan, cursor: Cursor, path: Pa
     Raises:
         InputError: gradients that are not finite.
     """
-    data, network = setup.data, engine.network
-    train_split, val_split = engine.splits
-
-    def batches(chosen: Sequence[int]) -> tuple[Sequence[Any], int]:
-        return [network.batch(train_split, part) for part in cut(chosen, plan.batch_size)], len(chosen)
+    data, val_split = setup.data, engine.splits[1]
 
     def unusable(step: int) -> InputError:
         lr = engine.schedule.rate(step - 1)
@@ -137,14 +142,14 @@ def one_epoch(engine: Engine, setup: Setup, plan: Plan, cursor: Cursor, path: Pa
     engine.state.sums.clear()
     try:
         with own_random_numbers(engine.machine.device):
-            for now in steps(engine, plan, cursor, batches):
+            for now in steps(engine, plan, cursor, batches_of(engine, plan)):
                 watch.look()
                 bar.reach(done + min(plan.examples, now.step * plan.size), lambda: progress_text(cursor, plan, watch))
         seen = watch.read()
     finally:
         bar.clear()
     seconds = time.monotonic() - start
-    val = report(predict(network, val_split), val_split.labels, data.labels)
+    val = report(predict(engine.network, val_split), val_split.labels, data.labels)
     taken = int(engine.state.optimizer.steps)
     return {
         "epoch": cursor.epoch, "train_loss": seen.loss, "train_accuracy": seen.accuracy, "val_loss": val["loss"],

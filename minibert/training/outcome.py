@@ -29,6 +29,9 @@ def evaluate_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         InputError: not a run, no epoch of it has ended, or its data are not what they were.
     """
     config, content = read_run(path)
+    if (path / "outcome.json").is_file() and not (path / "model" / "model.safetensors").is_file():
+        raise InputError(f"{path} was scored and its weights were dropped; outcome.json and predictions.csv have what"
+                         " came of it, ablate --keep-weights keeps the weights, too")  # fmt: skip
     if not (path / "model" / "model.safetensors").is_file():
         raise InputError(f"{path} has no model yet; its first epoch has not ended (go on with --resume {path})")
     model = load_classifier(path / "model")
@@ -42,9 +45,10 @@ def evaluate_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     for name, split in (("val", data.val), ("test", data.test)):
         outputs = predict(network, split)
         reports[name] = report(outputs, split.labels, data.labels)
-        for row, label, p in zip(split.rows, split.labels, outputs.logits.softmax(dim=1).tolist()):
+        for i, (row, label, p) in enumerate(zip(split.rows, split.labels, outputs.logits.softmax(dim=1).tolist())):
+            group = {} if split.groups is None else {"group": split.groups[i]}
             best = max(range(len(p)), key=p.__getitem__)
-            predictions.append({"split": name, "row": int(row), "label": data.labels[label],
+            predictions.append({"split": name, "row": int(row), **group, "label": data.labels[label],
                                 "predicted": data.labels[best], "confidence": round(p[best], 6)}
                                | {f"p({c})": round(value, 6) for c, value in zip(data.labels, p)})  # fmt: skip
     return reports, predictions
@@ -58,7 +62,8 @@ def evaluator(model: BertClassifier, machine: Machine, splits: Sequence[Examples
 
 
 def write_predictions(path: Path, predictions: list[dict[str, Any]]) -> None:
-    """A .csv: split, row (place in the data, from 0), label, predicted, confidence, and a column a class."""
+    """A .csv: split, row (place in the data, from 0), group where there are any, label, predicted, confidence, and a
+    column a class."""
 
     def write(beside: Path) -> None:
         with open(beside, "w", newline="", encoding="utf-8") as file:
