@@ -25,7 +25,7 @@ def data(tmp_path_factory):
     """Texts of five writers: training three, one a split besides."""
     path = tmp_path_factory.mktemp("data") / "texts.csv"
     split = {"d": "val", "e": "test"}
-    rows = [f"{'abcd'[i % 4]} {i % 10} b {'xyz'[i % 3]},{'no yes'.split()[i % 2]},{'abcde'[i % 5]},"
+    rows = [f"{'abcd'[i % 4]} {i % 10} b {'xyz'[i % 3]},{['no', 'yes'][i % 2]},{'abcde'[i % 5]},"
             f"{split.get('abcde'[i % 5], 'train')}" for i in range(100)]  # fmt: skip
     path.write_text("\n".join(["text,label,group,split", *rows]))
     grid_of.data = str(path)
@@ -98,8 +98,7 @@ def test_the_same_command_again_runs_nothing_and_more_seeds_are_added(finished, 
     assert failed == []
     assert any("4 done before" in line for line in lines)
     begun = []
-    monkeypatch.setattr(Worker, "run", lambda self, order: begun.append(order) or {"state": "busy"} and {
-        "state": "failed", "reason": "a test"})  # fmt: skip
+    monkeypatch.setattr(Worker, "run", lambda self, order: begun.append(order) or {"state": "failed", "reason": "a test"})
     run(grid_of(tiny, seeds=3), path)
     assert {order["settings"]["seed"] for order in begun} == {"2"}
     assert len(begun) == 2

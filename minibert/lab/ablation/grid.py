@@ -152,8 +152,12 @@ def check_seeds(seeds: int) -> None:
 
 
 def name_of(settings: Mapping[str, Any]) -> str:
-    """START-HASH: the same for the same settings, whatever their order."""
-    text = json.dumps({name: settings[name] for name in sorted(settings) if name != "out"})
+    """START-HASH: the same for the same settings, whatever their order.
+
+    Hashed is what differs from TrainConfig's defaults, so that a setting which comes to be leaves old names as they are.
+    """
+    usual = asdict(TrainConfig())
+    text = json.dumps({name: value for name, value in sorted(settings.items()) if name != "out" and value != usual[name]})
     return f"{re.sub(r'[^A-Za-z0-9.]+', '-', str(settings['init']))}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
