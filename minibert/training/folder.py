@@ -143,6 +143,20 @@ def write_history(path: Path, history: list[dict[str, Any]]) -> None:
     replace_file(path / "metrics.jsonl", lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run's epochs, also while it runs: a last line that is not whole yet is left out.
+
+    Raises:
+        InputError: a line is not JSON.
+    """
+    file_path = path / "metrics.jsonl"
+    lines = file_path.read_text(encoding="utf-8").splitlines(keepends=True) if file_path.exists() else []
+    try:
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except ValueError as error:
+        raise InputError(f"{file_path} is not whole: {error}") from None
+
+
 class SavedState(NamedTuple):
     """Where a run stands: what training changed, the rows of its epochs, and what comes next."""
 
