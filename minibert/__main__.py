@@ -1,4 +1,4 @@
-"""python -m minibert ablate | fetch | parity | probe | bench"""
+"""python -m minibert ablate | plot | probe | parity | bench | fetch"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SETTINGS = ("init", "model", "pool", "data", "charset", "encoding", "channels", 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m minibert")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="ablate | fetch | parity | probe | bench")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="ablate | plot | probe | parity | bench | fetch")
     ablate = verbs.add_parser("ablate", help="run a grid of settings and seeds, and say what the starts were worth")
     add_ablate_flags(ablate)
     fetch = verbs.add_parser("fetch", help="put a checkpoint into weights/, to be had without a network from then on")
@@ -34,6 +34,11 @@ def main(arguments: list[str]) -> int:
     add_flags(probe, SETTINGS)
     probe.add_argument("--inputs", metavar="N", type=int, default=24, help="training examples (default: %(default)s)")
     probe.add_argument("--json", action="store_true", help="all figures, and the whole manifest, as JSON")
+    plot = verbs.add_parser("plot", help="draw the curves of one or a few runs")
+    plot.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folders of runs, also while they run")
+    plot.add_argument("--loss", action="store_true", help="the loss, too, below the accuracy")
+    plot.add_argument("--out", metavar="FILE", type=Path, help="a picture instead, .svg or .png (needs matplotlib)")
+    plot.add_argument("--ascii", action="store_true", help="without characters beyond ASCII")
     bench = verbs.add_parser("bench", help="time training and evaluation beside the reference implementation")
     bench.add_argument("--cases", metavar="A,B", help="of the names it prints (default: all; job takes minutes)")
     bench.add_argument("--precision", metavar="NAME", default="auto", help="auto, fp32, bf16 (default: auto)")
@@ -42,7 +47,8 @@ def main(arguments: list[str]) -> int:
     bench.add_argument("--growth", action="store_true", help="instead: how a step grows with batch, layers, vocabulary")
     bench.add_argument("--json", action="store_true", help="all figures as JSON")
     given = parser.parse_args(arguments)
-    run = {"ablate": run_ablate, "fetch": run_fetch, "parity": run_parity, "probe": run_probe, "bench": run_bench}
+    run = {"ablate": run_ablate, "plot": run_plot, "probe": run_probe, "parity": run_parity, "bench": run_bench,
+           "fetch": run_fetch}  # fmt: skip
     return run[given.verb](given)
 
 
@@ -112,6 +118,20 @@ def run_probe(given: argparse.Namespace) -> int:
 
     result = probe(config, given.inputs, say=(lambda line: None) if given.json else print)
     print(json.dumps(result, indent=1) if given.json else format_probe(result))
+    return 0
+
+
+def run_plot(given: argparse.Namespace) -> int:
+    from minibert.lab import plot
+
+    if given.out is not None:
+        plot.check_picture(given.out)
+    runs, metrics = plot.read(given.runs), ["accuracy", "loss"] if given.loss else ["accuracy"]
+    if given.out is not None:
+        plot.picture(runs, metrics, given.out)
+        print(given.out)
+    else:
+        print("\n".join(plot.in_terminal(runs, metrics, given.ascii or plot.must_be_plain(sys.stdout))))
     return 0
 
 

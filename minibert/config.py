@@ -56,6 +56,7 @@ class TrainConfig:
     clip: float = setting(1.0, "training", "largest global norm of the gradient; 0: no clipping")
     bias_correction: bool = setting(True, "training", "Adam's; without it, as the first BERT code, steps start larger")
     stop_on_collapse: int = setting(0, "training", "end after this many collapsed epochs in a row; 0: never")
+    layers: bool = setting(False, "training", "keep each layer's gradient norm and [CLS] cosine at each epoch's end")
     precision: str = setting(
         "auto", "training", "auto: bf16 or fp16 where the hardware is fast at it", choices=PRECISIONS
     )

@@ -98,7 +98,8 @@ def test_the_same_command_again_runs_nothing_and_more_seeds_are_added(finished, 
     assert failed == []
     assert any("4 done before" in line for line in lines)
     begun = []
-    monkeypatch.setattr(Worker, "run", lambda self, order: begun.append(order) or {"state": "failed", "reason": "a test"})
+    fails = {"state": "failed", "reason": "a test"}
+    monkeypatch.setattr(Worker, "run", lambda self, order: begun.append(order) or fails)
     run(grid_of(tiny, seeds=3), path)
     assert {order["settings"]["seed"] for order in begun} == {"2"}
     assert len(begun) == 2

@@ -18,6 +18,7 @@ from minibert.engine.machine import choose_machine
 from minibert.engine.optimizer import AdamW, LossScaler
 from minibert.engine.step import Sums
 from minibert.errors import InputError
+from minibert.inside import choose, look
 from minibert.model import BertClassifier
 from minibert.setup import prepare
 from minibert.training import folder, loop
@@ -433,3 +434,63 @@ def test_a_head_of_ones_own_and_data_in_memory_are_trained(config, tmp_path):
     assert head.norm.num_batches_tracked > 0
     assert not torch.equal(head.weight, torch.ones(24))
     assert model.head is head
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_look_inside_changes_nothing(config, tmp_path, precision):
+    config = replace(config, precision=precision, epochs=2)
+    torch.manual_seed(3)
+    path = train(config, str)
+    state, plain = torch.get_rng_state(), final(path)
+    torch.manual_seed(3)
+    path = train(replace(config, layers=True, out=str(tmp_path / "seen")), str)
+    assert torch.equal(torch.get_rng_state(), state)  # nothing was drawn
+    seen = final(path)
+    assert torch.equal(seen[0], plain[0])
+    parts = [row.pop("parts") for row in seen[1]]
+    assert seen[1] == plain[1]
+    start = json.loads((path / "start.json").read_text(), parse_constant=pytest.fail)
+    for listed in (start, *parts):
+        assert [part["name"] for part in listed] == ["embeddings", "layer 1", "layer 2", "pooler", "head"]
+        assert [part["cls"] is None for part in listed] == [False] * 3 + [True] * 2
+    assert start != parts[0] != parts[1]
+    assert not (tmp_path / "run" / "start.json").exists()
+
+
+def test_what_is_seen_inside_is_the_model_of_that_epoch(config):
+    """Of two epochs of one run: the start, and the best model that the folder keeps, looked at from outside."""
+    path = train(replace(config, layers=True, epochs=1), str)
+    setup = prepare(config, str)
+    first = choose(setup.data.train, 24, 0)
+    kept = load_classifier(path / "model").eval()
+    for model, seen in (
+        (setup.model.eval(), json.loads((path / "start.json").read_text())),
+        (kept, rows_of(path)[0]["parts"]),
+    ):
+        expected = look(model, first, setup.manifest)
+        assert [part["gradient"] for part in seen] == pytest.approx([part.gradient for part in expected], rel=1e-4)
+        assert [part["cls"] for part in seen[:3]] == pytest.approx([part.cls for part in expected[:3]], rel=1e-5)
+
+
+def test_a_resumed_run_keeps_the_look_at_its_start(config, tmp_path, monkeypatch):
+    config = replace(config, layers=True, epochs=2)
+    whole = train(replace(config, out=str(tmp_path / "whole")), str)
+    real = loop.folder.append_row
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.folder, "append_row", lambda *a: (real(*a), (_ for _ in ()).throw(Killed)))
+        with pytest.raises(Killed):
+            train(config, str)
+    resume(tmp_path / "run", str)
+    assert (tmp_path / "run" / "start.json").read_text() == (whole / "start.json").read_text()
+    assert final(tmp_path / "run")[1] == final(whole)[1]
+
+
+def test_a_look_inside_a_head_with_idle_and_frozen_weights(config):
+    head = Head()
+    head.idle, head.fixed = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3), requires_grad=False)
+    setup = prepare(replace(config, layers=True, epochs=1), str, head=head)
+    path = folder.new_folder(config.out, "x")
+    folder.begin(path, setup)
+    loop.fit(setup, path, None, str)
+    assert rows_of(path)[0]["parts"][-1]["gradient"] > 0
+    assert head.norm.num_batches_tracked == 8  # one for each step, none for a look

@@ -1,4 +1,4 @@
-"""minibert/lab/probe.py: its figures are those of direct computation, its drift is a real move, its words are true."""
+"""minibert/inside.py, lab/probe.py: figures are those of direct computation, drift is a real move, words are true."""
 
 import copy
 import json
@@ -17,8 +17,9 @@ from minibert.config import TrainConfig
 from minibert.data.batches import Batch
 from minibert.errors import InputError
 from minibert.initialization import Init, initialize, layer_config
+from minibert.inside import look
 from minibert.lab import probe as module
-from minibert.lab.probe import format_probe, highest_rate, logit_figures, look, probe, spread, tolerance
+from minibert.lab.probe import format_probe, highest_rate, logit_figures, probe, spread, tolerance
 from minibert.model import BertClassifier
 from minibert.seeds import Seeds
 from minibert.verdict import mean_cosine

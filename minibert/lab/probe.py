@@ -9,26 +9,20 @@ reads `SHARE` of its spread over inputs; docs/log.md says how well that foretell
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from minibert.config import TrainConfig
-from minibert.data import Examples
-from minibert.data.batches import Batch, collate
+from minibert.data.batches import Batch
 from minibert.engine.optimizer import linear_schedule
 from minibert.errors import InputError, Say
-from minibert.initialization import Manifest
+from minibert.inside import choose, look
 from minibert.model import BertClassifier
-from minibert.seeds import derive
 from minibert.setup import prepare
 from minibert.verdict import mean_cosine
 
@@ -39,33 +33,6 @@ AGREEMENT = 0.28  # a weight's mean move in HORIZON steps, as a share of their s
 WARMUPS = (0, 15)  # steps, for which a rate is given; with 75 the rate came out too high
 NO_SPREAD = 1e-5  # relative spread that is float32 rounding alone
 FINEST, COARSEST = 1e-5, 1.0  # of t: a start that bears less is given about FINEST, one that bears more None
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part's weights and what it makes of the inputs. None: it has no such thing.
-
-    Attributes:
-        source: where its tensors come from; sha256: of their hashes in the manifest, one behind the other.
-        mean, std: of all numbers of its matrices.
-        tokens: mean cosine between the tokens of one input. cls, means: between the [CLS], or the mean vectors, of
-            different inputs.
-        activation: mean norm of a token's vector. gradient: norm of the loss's gradient for all its parameters.
-        attention, feed_forward: norm of F(x), with its gate, over that of what it is added to.
-    """
-
-    name: str
-    source: str
-    sha256: str
-    mean: float | None
-    std: float | None
-    gradient: float
-    tokens: float | None = None
-    cls: float | None = None
-    means: float | None = None
-    activation: float | None = None
-    attention: float | None = None
-    feed_forward: float | None = None
 
 
 def probe(config: TrainConfig, inputs: int, say: Say = print) -> dict[str, Any]:
@@ -80,6 +47,8 @@ def probe(config: TrainConfig, inputs: int, say: Say = print) -> dict[str, Any]:
     if inputs < 2:
         raise InputError(f"--inputs {inputs}: it must be at least 2, to compare one with another")
     setup = prepare(replace(config, precision="fp32"), say)
+    if inputs > len(setup.data.train):
+        raise InputError(f"--inputs {inputs}: the training split has {len(setup.data.train)}; take fewer")
     model = setup.model.to(setup.machine.device).eval()  # no dropout
     batch = choose(setup.data.train, inputs, model.config.pad_token_id).to(setup.machine.device)
     with torch.no_grad():
@@ -92,92 +61,6 @@ def probe(config: TrainConfig, inputs: int, say: Say = print) -> dict[str, Any]:
         "logits": logit_figures(logits),
         "drift": tolerance(model, batch),
     }  # fmt: skip
-
-
-def choose(examples: Examples, count: int, pad_id: int) -> Batch:
-    """`count` examples by chance, the same for every scheme and seed of the weights."""
-    if count > len(examples):
-        raise InputError(f"--inputs {count}: the training split has {len(examples)}; take fewer")
-    rows = np.random.default_rng(derive(0, "probe")).choice(len(examples), count, replace=False)
-    return collate(examples, rows.tolist(), pad_id)
-
-
-def look(model: BertClassifier, batch: Batch, manifest: Manifest) -> list[Part]:
-    """The embeddings, each layer, what comes behind them; figures of one forward and one backward pass."""
-    real = torch.ones_like(batch.input_ids, dtype=torch.bool) if batch.attention_mask is None else batch.attention_mask
-    weights = dict(model.named_parameters())
-    with recorded(model) as seen:
-        loss = F.cross_entropy(model(*batch[:3]), batch.labels)
-    gradients = dict(zip(weights, torch.autograd.grad(loss, list(weights.values()))))
-    names: dict[str, list[str]] = {}
-    for name in weights:
-        names.setdefault(part_of(name), []).append(name)
-    parts = []
-    for part, own in names.items():
-        matrices = [weights[name].detach().flatten() for name in own if weights[name].dim() >= 2]
-        parts.append(
-            Part(
-                part,
-                source="+".join(sorted({str(manifest[name]["source"]) for name in own})),
-                sha256=hashlib.sha256("".join(str(manifest[name]["sha256"]) for name in own).encode()).hexdigest(),
-                mean=torch.cat(matrices).mean().item() if matrices else None,
-                std=torch.cat(matrices).std(correction=0).item() if matrices else None,
-                gradient=torch.stack([gradients[name].norm() for name in own]).norm().item(),
-                **hidden_figures(seen, part, real),
-            )
-        )
-    return parts
-
-
-def part_of(name: str) -> str:
-    """`bert.layers.0.attention.qkv.weight` -> "layer 1"; else embeddings, norm (behind pre-LN layers), pooler, head."""
-    pieces = name.removeprefix("bert.").split(".")
-    return f"layer {int(pieces[1]) + 1}" if pieces[0] == "layers" else pieces[0]
-
-
-@contextmanager
-def recorded(model: BertClassifier) -> Iterator[dict[tuple[str, str], Tensor]]:
-    """While open, a forward pass leaves {(part, what): its value}, `what` being out, skip or branch of a residual."""
-    seen: dict[tuple[str, str], Tensor] = {}
-    bert, hooks = model.bert, []
-
-    def keep(module: nn.Module, *key: str, scale: float | None = None) -> None:
-        def after(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            seen[key] = (output if scale is None else scale * inputs[0]).detach()
-
-        hooks.append(module.register_forward_hook(after))
-
-    keep(bert.embeddings, "embeddings", "out")
-    keep(bert.norm, "norm", "out")
-    for i, layer in enumerate(bert.layers, 1):
-        keep(layer, f"layer {i}", "out")
-        for branch in ("attention", "feed_forward"):
-            first = getattr(layer, f"{branch}_norm" if layer.norm_first else branch)  # what x meets first
-            keep(first, f"layer {i}", f"{branch} skip", scale=layer.residual_scale)
-            keep(getattr(layer, f"{branch}_gate"), f"layer {i}", f"{branch} branch")
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def hidden_figures(seen: dict[tuple[str, str], Tensor], part: str, real: Tensor) -> dict[str, float]:
-    """Part's figures of hidden states: (B, S, D) values in `seen`, real (B, S) bool."""
-    if (part, "out") not in seen:
-        return {}
-    x = seen[part, "out"]
-    figures = {
-        "tokens": sum(mean_cosine(tokens[own]) for tokens, own in zip(x, real)) / len(x),
-        "cls": mean_cosine(x[:, 0]),
-        "means": mean_cosine(torch.stack([tokens[own].mean(dim=0) for tokens, own in zip(x, real)])),
-        "activation": x[real].norm(dim=-1).mean().item(),
-    }
-    for branch in ("attention", "feed_forward"):
-        if (part, f"{branch} skip") in seen:
-            added, skip = (seen[part, f"{branch} {what}"][real].norm() for what in ("branch", "skip"))
-            figures[branch] = (added / skip).item()
-    return figures
 
 
 def forward(model: BertClassifier, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 config.json     every setting, the checkpoint's name and hash, the data's hash, versions, git commit
 manifest.json   where each tensor's start came from
 metrics.jsonl   one object an epoch
+start.json      with --layers: what its rows have as `parts`, before the first step
 model/          the best epoch so far, under published names, with tokenizer and label names
 state/          what --resume needs, until the run has ended
 """
@@ -143,6 +144,20 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 def write_history(path: Path, history: list[dict[str, Any]]) -> None:
     text = "".join(json.dumps(row) + "\n" for row in history)
     replace_file(path / "metrics.jsonl", lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run's epochs, also while it runs: a last line that is not whole yet is left out.
+
+    Raises:
+        InputError: a line is not JSON.
+    """
+    file_path = path / "metrics.jsonl"
+    lines = file_path.read_text(encoding="utf-8").splitlines(keepends=True) if file_path.exists() else []
+    try:
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except ValueError as error:
+        raise InputError(f"{file_path} is not whole: {error}") from None
 
 
 class SavedState(NamedTuple):

@@ -12,9 +12,12 @@ from minibert.config import TrainConfig
 from minibert.data.batches import cut
 from minibert.engine import Engine, assemble
 from minibert.engine.epochs import Batches, Cursor, Plan, Watch, own_random_numbers, steps
+from minibert.engine.network import twin
 from minibert.engine.optimizer import Schedule, warmup_steps
 from minibert.errors import InputError, Say
 from minibert.evaluation import predict, report
+from minibert.files import write_json
+from minibert.inside import INPUTS, choose, look
 from minibert.progress import Progress
 from minibert.setup import Setup, prepare
 from minibert.training import folder
@@ -96,6 +99,8 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say) -> 
         engine = engine_of(setup, plan, say)
         if state is not None:
             engine.load_state_dict(tensors)
+        elif config.layers:
+            write_json(path / "start.json", parts_now(engine, setup))
         for line in opening(config, plan.steps, plan.size, engine.schedule.warmup, path):
             say(line)
         say(HEADER)
@@ -157,7 +162,18 @@ def one_epoch(engine: Engine, setup: Setup, plan: Plan, cursor: Cursor, path: Pa
         "lr": engine.schedule.rate(max(0, taken - 1)),
         "seconds": seconds, "examples_per_second": plan.examples / seconds, "step": taken,
         "skipped_steps": seen.skipped, "val_majority": val["majority"], "verdict": val["verdict"],
-    }  # fmt: skip
+    } | ({"parts": parts_now(engine, setup)} if setup.config.layers else {})  # fmt: skip
+
+
+def parts_now(engine: Engine, setup: Setup) -> list[dict[str, Any]]:
+    """Of each part of the network as it is now: the norm of its gradient, the mean cosine between inputs' [CLS].
+
+    In float32 and without dropout, whatever trains. `cls` is None where there is no [CLS]: in pooler and head.
+    """
+    train_split, model = engine.splits[0], twin(engine.trained, {})  # its own modules: no mode or hook is left behind
+    batch = choose(train_split, INPUTS, engine.words.pad_id).to(engine.machine.device)
+    parts = look(model.eval(), batch, setup.manifest)
+    return [{"name": part.name, "gradient": part.gradient, "cls": part.cls} for part in parts]
 
 
 def progress_text(cursor: Cursor, plan: Plan, watch: Watch) -> str:

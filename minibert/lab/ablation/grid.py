@@ -154,10 +154,11 @@ def check_seeds(seeds: int) -> None:
 def name_of(settings: Mapping[str, Any]) -> str:
     """START-HASH: the same for the same settings, whatever their order.
 
-    Hashed is what differs from TrainConfig's defaults, so that a setting which comes to be leaves old names as they are.
+    Hashed is what differs from TrainConfig's defaults, so that a new setting leaves the names of old runs as they are.
     """
     usual = asdict(TrainConfig())
-    text = json.dumps({name: value for name, value in sorted(settings.items()) if name != "out" and value != usual[name]})
+    told = {name: value for name, value in sorted(settings.items()) if name != "out" and value != usual[name]}
+    text = json.dumps(told)
     return f"{re.sub(r'[^A-Za-z0-9.]+', '-', str(settings['init']))}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
