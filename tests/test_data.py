@@ -329,3 +329,20 @@ def test_classes_are_not_lost_between_table_and_splits(small, tokenizer):
     data = load_dataset(TrainConfig(data=str(small)), tokenizer)
     for examples in (data.val, data.test):
         assert Counter(examples.labels.tolist()) == {0: 2, 1: 2}
+
+
+def test_examples_cut_the_training_split_alone(tokenizer):
+    whole, few = (load_dataset(TrainConfig(examples=examples), tokenizer) for examples in ("all", "60"))
+    assert len(few.train) == 60
+    assert few.sha256 == whole.sha256
+    for split in ("val", "test"):
+        assert getattr(few, split).rows.tolist() == getattr(whole, split).rows.tolist()
+    assert set(few.train.rows) < set(whole.train.rows)
+    same, other, split = (load_dataset(TrainConfig(examples="60", seed=seed), tokenizer).train.rows.tolist()
+                          for seed in ("1,subset=0", "0,subset=1", "0,split=1"))  # fmt: skip
+    assert same == few.train.rows.tolist() == split  # the motion data bring their own split
+    assert other != same
+    people = few.train.groups
+    assert people is not None
+    at = dict(zip(whole.train.rows.tolist(), whole.train.groups))
+    assert people == [at[row] for row in few.train.rows.tolist()]

@@ -1,11 +1,12 @@
 """minibert/data/splits.py: who trains, who chooses the epoch, who is read once."""
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from minibert.data.splits import SPLITS, split_rows
+from minibert.data.splits import SPLITS, fewer, split_rows
 from minibert.data.table import Table
 from minibert.errors import InputError
 
@@ -125,3 +126,28 @@ def test_a_label_that_training_never_sees(name):
 def test_groups_that_take_a_label_away_from_training():
     with pytest.raises(InputError, match=r"but not in train; .*--seed split=N"):
         split_rows(table("abc" * 10, groups=["a", "b", "c"] * 10), 0)
+
+
+def test_fewer_examples_are_among_more_and_each_class_has_its_share():
+    labels = np.array(["a"] * 60 + ["b"] * 30 + ["c"] * 10)
+    rows = np.arange(100)[::2]  # 30, 15 and 5 of them
+    whole = {count: fewer(rows, labels, count, seed=0) for count in (3, 10, 25, 49, 50)}
+    for smaller, larger in pairwise(whole.values()):
+        assert set(smaller) < set(larger)
+    for count, chosen in whole.items():
+        assert len(chosen) == len(set(chosen)) == count
+        assert (np.diff(chosen) > 0).all()  # in the order of the data
+        for label, there in (("a", 30), ("b", 15), ("c", 5)):
+            own = (labels[chosen] == label).sum()
+            assert own >= 1
+            assert abs(own - count * there / 50) <= 1, (count, label)
+    assert list(whole[50]) == list(rows)
+    assert list(fewer(rows, labels, 10, seed=1)) != list(whole[10])
+    assert list(fewer(rows, labels, 10, seed=0)) == list(whole[10])
+
+
+@pytest.mark.parametrize("count", [2, 51])
+def test_more_examples_than_there_are_or_fewer_than_classes_are_refused(count):
+    labels = np.array(["a", "b", "c"] * 20)
+    with pytest.raises(InputError, match=rf"--examples {count}: the training split has 50 of 3 classes; .* 3 to 50"):
+        fewer(np.arange(50), labels, count, seed=0)
