@@ -152,7 +152,8 @@ def test_a_difference():
     assert difference([0.1] * 6)[0] == HOLDS
     assert difference([-0.1] * 6)[0] == FAILS
     assert difference([0.1, -0.1] * 3)[0] == UNTOLD
-    assert difference([0.1] * 5)[0] == difference([])[0] == UNTOLD
+    assert difference([0.1] * 5) == (UNTOLD, "5 matched differences, fewer than 6")
+    assert difference([])[0] == UNTOLD
     assert difference([0.1] * 5 + [0.0])[0] == UNTOLD
 
 
@@ -220,9 +221,10 @@ def test_claim_2():
     assert judged(2, cells("not yet"))["verdict"] == UNTOLD
     assert judged(2, cells("collapsed", random_low="not yet"))["verdict"] == UNTOLD
     assert judged(2, [*cells("collapsed")[:-1], run(lr=1e-4)])["verdict"] == UNTOLD  # one of six the other way
-    for one in (other := cells("collapsed")):
-        one.settings["encoding"] = "grid"
-    assert judged(2, other)["n"] == 0
+    for name, value in (("encoding", "grid"), ("channels", "acc"), ("dropout", "0.6"), ("grid_cells", 100_000)):
+        for one in (other := cells("collapsed")):
+            one.settings[name] = value
+        assert judged(2, other)["n"] == 0
 
 
 def short(best, others, n=6):
@@ -323,6 +325,10 @@ def test_claim_6():
     assert "(6 seeds)" in judged(6, late)["ours"]
 
 
+def test_channels_that_are_not_named_are_the_default_ones():
+    assert module.inputs(run(channels=None)) == module.inputs(run(channels="acc")) == ("levels", "acc")
+
+
 def test_failed_runs_and_nothing_at_all():
     for found in claims([]):
         assert (found["verdict"], found["n"]) == (UNTOLD, 0)
@@ -333,6 +339,7 @@ def test_failed_runs_and_nothing_at_all():
     for one in broken:
         one.test_accuracy = one.val_accuracy = None
     assert claims(runs + broken) == claims(runs)
+    assert claims(runs + [run(0.9, init="xavier", seed=seed) for seed in seeds(9)]) == claims(runs)
 
 
 def test_the_preset_can_tell_all_that_was_run():
