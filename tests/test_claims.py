@@ -339,6 +339,7 @@ def test_failed_runs_and_nothing_at_all():
     for one in broken:
         one.test_accuracy = one.val_accuracy = None
     assert claims(runs + broken) == claims(runs)
+    runs = short(0.8, {("pretrained", 1e-6): 0.7})
     assert claims(runs + [run(0.9, init="xavier", seed=seed) for seed in seeds(9)]) == claims(runs)
 
 
