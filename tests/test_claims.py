@@ -115,7 +115,7 @@ TEXTS = ("init", "channels", "encoding", "dropout")
 
 def test_the_preset_is_a_grid():
     content = tomllib.loads(PRESET.read_text())
-    assert set(content) == {"title", "question", "baseline", "seeds", "settings", "product"}
+    assert set(content) == {"title", "question", "baseline", "claims", "seeds", "settings", "product"}
     configs = [config for _, configs in preset() for config in configs]
     assert len(set(configs)) == len(configs)  # no run twice
     assert {config.batch_size for config in configs} == {2}

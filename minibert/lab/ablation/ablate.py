@@ -97,6 +97,7 @@ def plan(grid: Grid, path: Path, scale: float, own_examples: bool, command: str)
         "title": grid.title,
         "question": grid.question,
         "baseline": grid.baseline,
+        "claims": grid.claims,
         "settled": {"model": first["model"], "precision": first["precision"]} | settled,
         "data": before.get("data", {}) | data,
         "commands": list(dict.fromkeys([*before.get("commands", []), command])),
