@@ -100,7 +100,9 @@ def read_grid_file(path: Path) -> Grid:
         raise InputError(f"there is no grid file {path}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}") from None
-    known = {"title": str, "question": str, "baseline": str, "seeds": int, "claims": bool, "settings": dict, "product": list}
+    known = {
+        "title": str, "question": str, "baseline": str, "seeds": int, "claims": bool, "settings": dict, "product": list,
+    }  # fmt: skip
     for key, value in content.items():
         if key not in known or type(value) is not known[key]:
             kinds = ", ".join(f"{name} ({kind.__name__})" for name, kind in known.items())
