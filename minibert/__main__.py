@@ -1,4 +1,4 @@
-"""python -m minibert fetch | parity | probe | bench"""
+"""python -m minibert fetch | parity | probe | bench | report"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SETTINGS = ("init", "model", "pool", "data", "charset", "encoding", "channels", 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m minibert")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="fetch | parity | probe | bench")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="fetch | parity | probe | bench | report")
     fetch = verbs.add_parser("fetch", help="put a checkpoint into weights/, to be had without a network from then on")
     fetch.add_argument("name", metavar="NAME", help="minilm-l6, bert-base-uncased, or any BERT on the hub")
     parity = verbs.add_parser("parity", help="compare every component with a reference; exit code 1 where one differs")
@@ -35,8 +35,12 @@ def main(arguments: list[str]) -> int:
     bench.add_argument("--rounds", type=int, default=3, metavar="N", help="turns that the two sides take (default: 3)")
     bench.add_argument("--growth", action="store_true", help="instead: how a step grows with batch, layers, vocabulary")
     bench.add_argument("--json", action="store_true", help="all figures as JSON")
+    report = verbs.add_parser("report", help="what a grid of runs says: tables, and a page with pictures")
+    report.add_argument("folder", metavar="DIR", help="the grid's, as ablate names it")
+    report.add_argument("--baseline", metavar="START", help="the start that others are compared with (default: random)")
+    report.add_argument("--out", metavar="FOLDER", help="where the page goes (default: DIR/report)")
     given = parser.parse_args(arguments)
-    run = {"fetch": run_fetch, "parity": run_parity, "probe": run_probe, "bench": run_bench}
+    run = {"fetch": run_fetch, "parity": run_parity, "probe": run_probe, "bench": run_bench, "report": run_report}
     return run[given.verb](given)
 
 
@@ -83,6 +87,19 @@ def run_bench(given: argparse.Namespace) -> int:
         result = bench(names, given.precision, given.rounds, say, given.device)
     if given.json:
         print(json.dumps(result, indent=1))
+    return 0
+
+
+def run_report(given: argparse.Namespace) -> int:
+    from minibert.lab.ablation.findings import find
+    from minibert.lab.ablation.report import write_report
+    from minibert.lab.ablation.results import read_grid
+    from minibert.lab.ablation.text import terminal
+
+    grid = read_grid(given.folder)
+    found = find(grid, given.baseline)
+    print("\n".join(terminal(found)))
+    print(f"the page: {write_report(grid, found, given.out)}")
     return 0
 
 

@@ -15,7 +15,9 @@ def verdict(name):
             "spread": 1.0, "offset": 0.1}  # fmt: skip
 
 
-def write_run(folder, settings, accuracy=0.7, val=None, noise=0, name="learning", n=40, groups=4, parts=False, size=300):
+def write_run(
+    folder, settings, accuracy=0.7, val=None, noise=0, name="learning", n=40, groups=4, parts=False, size=300
+):
     """A finished run with about this test accuracy; `noise` seeds which examples it gets right."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(noise)

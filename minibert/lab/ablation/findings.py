@@ -465,10 +465,12 @@ def answer(found: Found) -> tuple[str, list[str]]:
     notes = []
     if counts["finished"] < counts["asked"]:
         rest = ", ".join(f"{counts[state]} {state}" for state in STATES[1:] if counts[state])
-        notes.append(f"{counts['finished']} of {counts['asked']} runs finished: {rest}.")
+        notes.append(f"{counts['finished']} of {counts['asked']} runs finished, {rest}; the same command again does"
+                     " the rest.")  # fmt: skip
     if not counts["finished"]:
         return "No run has finished: there is no answer yet.", notes
-    notes += [f"{at_edge(row)}." for row in found["chosen"] if row["edge"]]
+    if edge := list(dict.fromkeys(row["start"] for row in found["chosen"] if row["edge"])):
+        notes.append(f"The best rate lies at the edge of those tried for {', '.join(edge)}: a better one may lie beyond.")
     if len(found["starts"]) == 1:
         row = max((row for row in found["settings"] if row["test"]), key=lambda row: row["test"]["n"])
         return f"{where(found, row)}{row['start']} gave {alone(row['test'])}; no other start to compare with.", notes
@@ -496,7 +498,7 @@ def alone(figures: Found) -> str:
 
 def headline(found: Found, row: Found) -> str:
     test, n = row["test"], row["n"]
-    rated = ", each at its best rate," if found["best"] else ""
+    rated = ", each at its best rate" if found["best"] else ""
     text = (f"{where(found, row)}{row['start']} gave {test['mean']:.3f} test accuracy and {row['baseline']}"
             f" {test['baseline']:.3f}{rated}: {signed(test['difference'])}")  # fmt: skip
     examples = "other examples for each seed" if test["examples"] is None else f"{test['examples']:,} examples"
@@ -556,12 +558,6 @@ def needs(result: Found, unit: str) -> str:
         ends = [f"more than {budget}" if end is None else form(end) for end in interval]
         between = f" ({ends[0]} to {ends[1]})" if ends[0] != ends[1] else ""
     return f"{number} {unit}s{between}"
-
-
-def at_edge(row: Found) -> str:
-    setup = label(row["condition"])
-    return (f"The best rate of {row['start']}{f' ({setup})' if setup else ''}, {shown(row['lr'])}, is the {row['edge']}"
-            " that was tried: a better one may lie beyond")  # fmt: skip
 
 
 def limits(found: Found, grid: Grid) -> list[str]:
