@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from minibert.lab.ablation.findings import Found, label, shown
+from minibert.verdict import COLLAPSED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,10 +99,9 @@ def named(text: str, block: str) -> str:
 def seeds(found: Found) -> Iterator[Picture]:
     """Every run a dot, runs of one seed joined, and the differences from the baseline with their intervals."""
     for name, block in numbered("seeds", blocks(found)):
-        dots = {start: {run["seed"]: run["test"] for run in found["runs"] if run["start"] == start
-                        and run["condition"] == condition and run["test"] is not None}
-                for start, condition in block.starts.items()}  # fmt: skip
-        dots = {start: mine for start, mine in dots.items() if mine}
+        runs = {start: [run for run in found["runs"] if run["start"] == start and run["condition"] == condition
+                        and run["test"] is not None] for start, condition in block.starts.items()}  # fmt: skip
+        dots = {start: {run["seed"]: run["test"] for run in mine} for start, mine in runs.items() if mine}
         rows = [row for row in block.comparisons if row["test"]]
         if not dots:
             continue
@@ -109,10 +109,12 @@ def seeds(found: Found) -> Iterator[Picture]:
         top = axes[0]
         for seed in dict.fromkeys(seed for mine in dots.values() for seed in mine):
             path = [(mine[seed], y) for y, mine in enumerate(dots.values()) if seed in mine]
-            top.plot(*zip(*path), color=FAINT, linewidth=0.8, zorder=1)
+            top.plot(*zip(*path), color=FAINT, linewidth=0.7, alpha=0.6, zorder=1)
         for y, (start, mine) in enumerate(dots.items()):
             looks = look(found, start) | {"linestyle": "none"}
-            top.plot(list(mine.values()), [y] * len(mine), **looks, markersize=5, alpha=0.75, zorder=2)
+            for face in (looks["color"], "none"):
+                group = [run["test"] for run in runs[start] if (run["verdict"] == COLLAPSED) == (face == "none")]
+                top.plot(group, [y] * len(group), **looks, markersize=5, markerfacecolor=face, alpha=0.75, zorder=2)
             mean = sum(mine.values()) / len(mine)
             top.plot([mean] * 2, [y - 0.32, y + 0.32], color=looks["color"], linewidth=2, zorder=3)
         rows_of(top, list(dots))
@@ -129,11 +131,13 @@ def seeds(found: Found) -> Iterator[Picture]:
                     bottom.plot(row["test"]["interval"], [y, y], color=looks["color"], linewidth=2)
                 bottom.plot(row["test"]["difference"], y, color=looks["color"], marker=looks["marker"], markersize=6)
             rows_of(bottom, [row["start"] for row in rows])
+            low, high = bottom.get_xlim()
+            bottom.set_xlim(max(low, -1.05), min(high, 1.05))  # two seeds can have an interval beyond all there can be
             bottom.set_title(f"Difference from {found['baseline']}, 95 % interval")
         yield Picture(
             name, named("Test accuracy of every seed, and differences from the baseline", block.name),
-            "A dot a run, a line a seed, a bar the mean. Below: the difference of the means with its interval over"
-            " seeds and examples, and a tick for each seed's own difference.",
+            "A dot a run (hollow: collapsed), a line a seed, a bar the mean. Below: the difference of the means with"
+            " its interval over seeds and examples, and a tick for each seed's own difference.",
             svg_of(figure), "runs.csv",
         )  # fmt: skip
 
@@ -248,12 +252,13 @@ def parts(found: Found) -> Iterator[Picture]:
     drawn = [row for block in blocks(found) for row in found["parts"]
              if block.starts.get(row["start"]) == row["condition"]][:MOST]  # fmt: skip
     for name, row in numbered("parts", drawn):
-        figure, axes = figure_of([5, 5], 0.3, 0.5, legend=len(row["names"]) * 2 // 3, sharex=True)
+        figure, axes = figure_of([5, 5], 0.3, 0.5, legend=len(row["names"]), sharex=True)
         shades = LinearSegmentedColormap.from_list("depth", DEPTH)
         for axis, key in zip(axes, ("gradient", "cls")):
             for i, (part, values) in enumerate(zip(row["names"], row[key])):
-                if any(value is not None for value in values):
-                    x = [(epoch, value) for epoch, value in zip(row["epochs"], values) if value is not None]
+                x = [(epoch, value) for epoch, value in zip(row["epochs"], values)
+                     if value is not None and (value > 0 or key == "cls")]  # fmt: skip
+                if x:
                     looks = {"color": shades(i / max(1, len(row["names"]) - 1)), "marker": MARKS[i % len(MARKS)]}
                     axis.plot(*zip(*x), **looks, markersize=3.5, linewidth=1.2, label=part)
             axis.grid(axis="y")

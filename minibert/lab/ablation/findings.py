@@ -470,7 +470,7 @@ def answer(found: Found) -> tuple[str, list[str]]:
     if not counts["finished"]:
         return "No run has finished: there is no answer yet.", notes
     if edge := list(dict.fromkeys(row["start"] for row in found["chosen"] if row["edge"])):
-        notes.append(f"The best rate lies at the edge of those tried for {', '.join(edge)}: a better one may lie beyond.")
+        notes.append(f"At the edge of the rates tried, so that a better one may lie beyond: {', '.join(edge)}.")
     if len(found["starts"]) == 1:
         row = max((row for row in found["settings"] if row["test"]), key=lambda row: row["test"]["n"])
         return f"{where(found, row)}{row['start']} gave {alone(row['test'])}; no other start to compare with.", notes

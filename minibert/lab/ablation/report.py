@@ -24,7 +24,7 @@ from minibert.progress import duration
 # (heading, its tables, its pictures); a picture belongs where its name begins so.
 SECTIONS = (
     ("Every seed", (), ("seeds",)),
-    ("Tables", ("settings", "matched", "best", "expected"), ()),
+    ("Tables", ("best", "expected", "settings", "matched"), ()),
     ("Curves", (), ("curves",)),
     ("Rates", (), ("rates",)),
     ("Epochs and examples to match", ("epochs", "examples"), ("epochs", "examples")),
@@ -80,7 +80,7 @@ def write_report(grid: Grid, found: Found, out: Path | str | None = None) -> Pat
 def sections(written: list[Table], drawn: list[Picture]) -> list[tuple[str, list[Table], list[Picture]]]:
     """Those with something in them."""
     made = [
-        (heading, [table for table in written if table.name in names],
+        (heading, [table for name in names for table in written if table.name == name],
          [picture for picture in drawn if picture.name.startswith(starts)] if starts else [])
         for heading, names, starts in SECTIONS
     ]  # fmt: skip

@@ -185,7 +185,7 @@ def variance(found: Found) -> Table:
 
 
 def claims(found: Found) -> Table:
-    rows = tuple(("", tuple(shown(row[name]) for name in ("claim", "notebook", "ours", "verdict", "n")))
+    rows = tuple(("", tuple(number(row[name], shown) for name in ("claim", "notebook", "ours", "verdict", "n")))
                  for row in found.get("claims", ()))  # fmt: skip
     return Table("claims", "The notebook's claims", ("claim", "notebook", "ours", "verdict", "n"), rows,
                  narrow=(0, 3, 4))  # fmt: skip
