@@ -299,6 +299,15 @@ def test_conditions_are_compared_each_by_itself(tmp_path):
     assert found["answer"].startswith("On motion (epochs 3), pretrained gave 0.875")
 
 
+def test_what_the_head_reads_is_no_condition_where_it_follows_from_the_start(tmp_path):
+    pools = {"random:deep": "mean", "random": "cls"}
+    made = [({"init": init, "seed": str(i), "pool": pool}, {}) for init, pool in pools.items() for i in range(2)]
+    found = found_of(tmp_path / "a", made)
+    assert (found["varied"], found["matched"][0]["n"]) == ([], 2)
+    found = found_of(tmp_path / "b", [*made, ({"init": "random", "pool": "mean"}, {})])
+    assert found["varied"] == ["pool"]
+
+
 def test_parts_over_time(tmp_path):
     (row,) = found_of(tmp_path, runs("random", [0.6, 0.7], parts=True))["parts"]
     assert row["names"] == ["embeddings", "layer 1", "layer 2", "pooler", "head"]
@@ -308,5 +317,6 @@ def test_parts_over_time(tmp_path):
 
 def test_long_names_stay_in_80_columns(tmp_path):
     long = "layers:1-3:" + "x" * 60
-    found = found_of(tmp_path, [*runs(long, [0.7, 0.8]), *runs("random", [0.6, 0.65]), ({"init": long, "seed": "2"}, "no " * 60)])
+    failed = ({"init": long, "seed": "2"}, "no " * 60)
+    found = found_of(tmp_path, [*runs(long, [0.7, 0.8]), *runs("random", [0.6, 0.65]), failed])
     assert found["starts"] == [long, "random"]

@@ -48,6 +48,9 @@ def find(grid: Grid, baseline: str | None = None) -> Found:
     names = list(dict.fromkeys(key for run in grid.runs for key in run.settings if key not in ("init", "seed", "out")))
     values = {name: list(dict.fromkeys(setting(run, name) for run in grid.runs)) for name in names}
     varied = [name for name in names if len(values[name]) > 1]
+    # What the head reads follows from the start where it was left to it (random:deep takes the mean).
+    if "pool" in varied and len({(run.start, setting(run, "pool")) for run in grid.runs}) == len(starts):
+        varied.remove("pool")
     cells = arranged(grid.runs, lambda run: tuple((name, setting(run, name)) for name in varied))
     setups = arranged(grid.runs, lambda run: tuple((name, setting(run, name)) for name in varied if name not in TUNED))
 
@@ -69,7 +72,7 @@ def find(grid: Grid, baseline: str | None = None) -> Found:
         "baseline": baseline,
         "starts": starts,
         "varied": varied,
-        "fixed": {name: values[name][0] for name in names if name not in varied},
+        "fixed": {name: values[name][0] for name in names if len(values[name]) == 1},
         "counts": {"asked": len(grid.runs)} | {state: counts[state] for state in STATES},
         "runs": [one_run(run, varied) for run in grid.runs],
         "settings": [summary(condition, start, runs) for condition, here in cells.items()

@@ -23,6 +23,7 @@ FORMAT = 1
 FINISHED, UNFINISHED, FAILED, MISSING, BROKEN = STATES = ("finished", "unfinished", "failed", "missing", "broken")
 SPLITS = ("val", "test")
 SLACK = 0.005
+RESOLVED = ("data", "model", "pool", "precision", "out")  # settings that a run may write down otherwise than asked
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def read_finished(path: Path, name: str, settings: dict[str, Any]) -> Run:
     """
     config, outcome = read_json(path / "config.json"), read_json(path / "outcome.json")
     was = config["settings"]
-    other = [key for key, value in settings.items() if key != "out" and key in was and was[key] != value]
+    other = [key for key, value in settings.items() if key not in RESOLVED and key in was and was[key] != value]
     if other:
         raise ValueError(f"config.json has another {other[0]} than the grid: {was[other[0]]!r}")
     if not isinstance(config["ended"]["verdict"], str):
