@@ -1,4 +1,4 @@
-"""python -m minibert ablate | plot | probe | parity | bench | fetch"""
+"""python -m minibert ablate | report | plot | probe | parity | bench | fetch"""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ SETTINGS = ("init", "model", "pool", "data", "charset", "encoding", "channels", 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m minibert")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="ablate | plot | probe | parity | bench | fetch")
+    verbs = parser.add_subparsers(
+        dest="verb", required=True, metavar="ablate | report | plot | probe | parity | bench | fetch"
+    )
     ablate = verbs.add_parser("ablate", help="run a grid of settings and seeds, and say what the starts were worth")
     add_ablate_flags(ablate)
     fetch = verbs.add_parser("fetch", help="put a checkpoint into weights/, to be had without a network from then on")
@@ -46,9 +48,13 @@ def main(arguments: list[str]) -> int:
     bench.add_argument("--rounds", type=int, default=3, metavar="N", help="turns that the two sides take (default: 3)")
     bench.add_argument("--growth", action="store_true", help="instead: how a step grows with batch, layers, vocabulary")
     bench.add_argument("--json", action="store_true", help="all figures as JSON")
+    report = verbs.add_parser("report", help="what a grid of runs says: tables, and a page with pictures")
+    report.add_argument("folder", metavar="DIR", help="the grid's, as ablate names it")
+    report.add_argument("--baseline", metavar="START", help="the start that others are compared with (default: random)")
+    report.add_argument("--out", metavar="FOLDER", help="where the page goes (default: DIR/report)")
     given = parser.parse_args(arguments)
-    run = {"ablate": run_ablate, "plot": run_plot, "probe": run_probe, "parity": run_parity, "bench": run_bench,
-           "fetch": run_fetch}  # fmt: skip
+    run = {"ablate": run_ablate, "report": run_report, "plot": run_plot, "probe": run_probe, "parity": run_parity,
+           "bench": run_bench, "fetch": run_fetch}  # fmt: skip
     return run[given.verb](given)
 
 
@@ -92,6 +98,10 @@ def run_ablate(given: argparse.Namespace) -> int:
         grid, out, jobs=given.jobs, scale=given.scale, own_examples="examples" in values, dry_run=given.dry_run,
         keep_weights=given.keep_weights, command=" ".join(["python -m minibert", *map(shlex.quote, sys.argv[1:])]),
     )  # fmt: skip
+    if not given.dry_run:
+        from minibert.lab.ablation.report import tell
+
+        tell(out, given.baseline)
     return 1 if failed else 0
 
 
@@ -152,6 +162,13 @@ def run_bench(given: argparse.Namespace) -> int:
         result = bench(names, given.precision, given.rounds, say, given.device)
     if given.json:
         print(json.dumps(result, indent=1))
+    return 0
+
+
+def run_report(given: argparse.Namespace) -> int:
+    from minibert.lab.ablation.report import tell
+
+    tell(given.folder, given.baseline, given.out)
     return 0
 
 
