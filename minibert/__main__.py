@@ -86,6 +86,8 @@ def run_ablate(given: argparse.Namespace) -> int:
         raise InputError("--seeds and --seed: give one of them")
     grid = preset(given.preset) if given.grid is None else read_grid_file(given.grid)
     grid = grid.override(values)
+    if "init" in values:
+        grid = replace(grid, title="", question="")  # the preset's question was about its own starts
     if given.baseline is not None:
         grid = replace(grid, baseline=given.baseline)
     if given.seeds is not None:
