@@ -47,13 +47,14 @@ def write_run(
                             for i, part in enumerate(("embeddings", "layer 1", "layer 2", "pooler"))]  # fmt: skip
             row["parts"].append({"name": "head", "gradient": 1.5, "cls": None})
         history.append(row)
+    best = max(history, key=lambda row: row["val_accuracy"])
     config = {
         "settings": settings | {"out": str(folder)}, "checkpoint": {"name": "tiny", "sha256": "c" * 64},
         "dataset": {"summary": "motion: made up", "sha256": "d" * 64, "labels": CLASSES,
                     "sizes": {"train": size, "val": n, "test": n}},
         "device": "CPU", "precision": "fp32", "versions": {"python": "3.11.2", "minibert": "0.1.0"},
         "git_commit": "f" * 40, "started": "2026-01-01T00:00:00+00:00",
-        "ended": {"best_epoch": epochs, "val_accuracy": outcome["val"]["accuracy"], "val_majority": 0.5,
+        "ended": {"best_epoch": best["epoch"], "val_accuracy": best["val_accuracy"], "val_majority": 0.5,
                   "verdict": name, "collapsed_since": None, "seconds": 2.0 * epochs},
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))

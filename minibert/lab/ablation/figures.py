@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ MARKS = "osD^vPX"
 DASHES = ("-", "--", "-.", ":")
 DEPTH = ("#2f7fd6", "#87777a", "#d9691c")  # from the input to the output
 WIDTH = 4.8  # inches
+TITLE, NAME = 44, 22  # letters that there is room for
 MOST = 8  # blocks drawn; the tables and data/ have all
 
 
@@ -70,7 +72,8 @@ def pictures(found: Found) -> list[Picture]:
         "svg.hashsalt": "minibert", "svg.fonttype": "none", "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8,
         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.unicode_minus": False,
         "figure.facecolor": PAPER, "axes.facecolor": "none", "savefig.facecolor": PAPER,
-        "path.simplify": False, "axes.titlelocation": "left", "grid.color": FAINT, "grid.alpha": 0.35,
+        "lines.linewidth": 1.4, "path.simplify": False, "axes.titlelocation": "left", "grid.color": FAINT,
+        "grid.alpha": 0.35,
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
     }  # fmt: skip
     with matplotlib.rc_context(matplotlib.rcParamsDefault):
@@ -87,6 +90,10 @@ def look(found: Found, start: str) -> dict[str, Any]:
 
 def numbered(name: str, items: Sequence[Any]) -> Iterator[tuple[str, Any]]:
     yield from ((name if len(items) == 1 else f"{name}-{i}", item) for i, item in enumerate(items, 1))
+
+
+def brief(name: str) -> str:
+    return name if len(name) <= NAME else name[: NAME - 1] + "…"
 
 
 def named(text: str, block: str) -> str:
@@ -117,8 +124,8 @@ def seeds(found: Found) -> Iterator[Picture]:
                 top.plot(group, [y] * len(group), **looks, markersize=5, markerfacecolor=face, alpha=0.75, zorder=2)
             mean = sum(mine.values()) / len(mine)
             top.plot([mean] * 2, [y - 0.32, y + 0.32], color=looks["color"], linewidth=2, zorder=3)
-        rows_of(top, list(dots))
-        top.set_title(named("Test accuracy", block.name))
+        rows_of(top, [brief(start) for start in dots])
+        entitle(top, named("Test accuracy", block.name))
         if rows:
             bottom = axes[1]
             bottom.axvline(0, color=INK, linewidth=0.8)
@@ -130,10 +137,10 @@ def seeds(found: Found) -> Iterator[Picture]:
                 if row["test"]["interval"]:
                     bottom.plot(row["test"]["interval"], [y, y], color=looks["color"], linewidth=2)
                 bottom.plot(row["test"]["difference"], y, color=looks["color"], marker=looks["marker"], markersize=6)
-            rows_of(bottom, [row["start"] for row in rows])
+            rows_of(bottom, [brief(row["start"]) for row in rows])
             low, high = bottom.get_xlim()
             bottom.set_xlim(max(low, -1.05), min(high, 1.05))  # two seeds can have an interval beyond all there can be
-            bottom.set_title(f"Difference from {found['baseline']}, 95 % interval")
+            entitle(bottom, f"Difference from {found['baseline']}, 95 % interval")
         yield Picture(
             name, named("Test accuracy of every seed, and differences from the baseline", block.name),
             "A dot a run (hollow: collapsed), a line a seed, a bar the mean. Below: the difference of the means with"
@@ -152,9 +159,9 @@ def curves(found: Found) -> Iterator[Picture]:
         for axis, split, title in zip(axes, ("val", "train"), ("Validation accuracy", "Training accuracy")):
             for row in chosen:
                 looks, table = look(found, row["start"]), row[split]
-                axis.plot(row["epochs"], table["mean"], **looks, markersize=3.5, linewidth=1.4, label=row["start"])
+                axis.plot(row["epochs"], table["mean"], **looks, markersize=3.5, label=brief(row["start"]))
                 axis.fill_between(row["epochs"], table["low"], table["high"], color=looks["color"], alpha=0.15, lw=0)
-            axis.set_title(named(title, block.name))
+            entitle(axis, named(title, block.name))
             axis.grid(axis="y")
         axes[0].axhline(chosen[0]["majority"], color=INK, linewidth=0.8, linestyle=":")
         axes[1].set_xlabel("epoch")
@@ -188,7 +195,7 @@ def heatmaps(found: Found) -> Iterator[Picture]:
         figure, axes = figure_of([len(names) for _, names, _, _ in panels], 0.28, 0.55)
         for axis, (title, names, key, lines) in zip(axes, panels):
             what = {"val": "validation accuracy", "lost": "share collapsed or failed"}[key]
-            axis.set_title(named(f"{title}: {what}" if title else what.capitalize(), setup))
+            entitle(axis, named(f"{title}: {what}" if title else what.capitalize(), setup))
             squares(axis, lines, [shown(lr) for lr in lrs], names)
             axis.set_ylabel("" if one_warmup else "warmup")
         axes[-1].set_xlabel("learning rate")
@@ -200,7 +207,7 @@ def heatmaps(found: Found) -> Iterator[Picture]:
 
 def epochs(found: Found) -> Iterator[Picture]:
     for name, block in numbered("epochs", blocks(found)):
-        rows = [(f"{row['start']}, {result['spent']}", row["start"], result) for row in block.comparisons
+        rows = [(f"{brief(row['start'])}, {result['spent']}", row["start"], result) for row in block.comparisons
                 for result in row["epochs"]]  # fmt: skip
         if not rows or rows[0][2]["budget"] < 2:
             continue
@@ -223,11 +230,11 @@ def examples(found: Found) -> Iterator[Picture]:
         for start in starts:
             mine, looks = [row for row in rows if row["start"] == start], look(found, start)
             x = [row["examples"] for row in mine]
-            axis.plot(x, [row["test"]["mean"] for row in mine], **looks, markersize=4, linewidth=1.4, label=start)
+            axis.plot(x, [row["test"]["mean"] for row in mine], **looks, markersize=4, label=brief(start))
             ends = ([row["test"][end] for row in mine] for end in ("worst", "best"))
             axis.fill_between(x, *ends, color=looks["color"], alpha=0.15, lw=0)
         logarithmic(axis, sorted({row["examples"] for row in rows}))
-        axis.set_title(named("Test accuracy", rest))
+        entitle(axis, named("Test accuracy", rest))
         axis.set_xlabel("training examples")
         axis.grid(axis="y")
         legend(figure, axis)
@@ -235,7 +242,8 @@ def examples(found: Found) -> Iterator[Picture]:
             name, named("Test accuracy over the number of training examples", rest),
             "Mean over seeds; the band runs from the lowest seed to the highest.", svg_of(figure), "examples.csv",
         )  # fmt: skip
-        told = [(f"{row['start']}, {row['examples']:,}", row["start"], row["match"]) for row in rows if row["match"]]
+        told = [(f"{brief(row['start'])}, {row['examples']:,}", row["start"], row["match"])
+                for row in rows if row["match"]]  # fmt: skip
         if told:
             figure = matches(found, told, True, named(f"Examples that {found['baseline']} needs", rest))
             yield Picture(
@@ -263,8 +271,9 @@ def parts(found: Found) -> Iterator[Picture]:
                     axis.plot(*zip(*x), **looks, markersize=3.5, linewidth=1.2, label=part)
             axis.grid(axis="y")
         axes[0].set_yscale("log")
-        axes[0].set_title(named(f"{row['start']}: gradient norm", label(row["condition"])))
-        axes[1].set_title("Cosine between [CLS] of different inputs")
+        axes[0].minorticks_off()
+        entitle(axes[0], named(f"{row['start']}: gradient norm", label(row["condition"])))
+        entitle(axes[1], "Cosine between [CLS] of different inputs")
         axes[1].set_xlabel("epoch")
         whole(axes[1])
         legend(figure, axes[0], 3)
@@ -289,6 +298,11 @@ def figure_of(
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots(len(lines), 1, squeeze=False, height_ratios=heights, sharex=sharex)
     return figure, list(axes[:, 0])
+
+
+def entitle(axis: Axes, text: str) -> None:
+    """In as many lines as it takes: a condition can be long."""
+    axis.set_title(textwrap.fill(text, TITLE))
 
 
 def rows_of(axis: Axes, names: Sequence[str]) -> None:
@@ -329,7 +343,7 @@ def squares(axis: Axes, lines: list[list[float | None]], columns: list[str], nam
                 axis.fill_between([x - 0.48, x + 0.48], y - 0.46, y + 0.46, color=shades(value), lw=0)
                 axis.text(x, y, f"{value:.2f}", ha="center", va="center", color="#ffffff" if value < 0.5 else "#000000")
     axis.set_xticks(range(len(columns)), columns)
-    axis.set_yticks(range(len(names)), names)
+    axis.set_yticks(range(len(names)), map(brief, names))
     axis.set_xlim(-0.5, len(columns) - 0.5)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.tick_params(length=0)
@@ -356,7 +370,7 @@ def matches(found: Found, rows: Sequence[tuple[str, str, Found]], log: bool, tit
     else:
         axis.set_xlim(first - 0.05 * (budget - first), budget + 0.05 * (budget - first))
         whole(axis)
-    axis.set_title(title)
+    entitle(axis, title)
     return figure
 
 
