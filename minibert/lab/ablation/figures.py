@@ -256,6 +256,7 @@ def examples(found: Found) -> Iterator[Picture]:
 def parts(found: Found) -> Iterator[Picture]:
     """Gradient norms and [CLS] cosines of each part over the epochs, a pair of panels a start."""
     from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     drawn = [row for block in blocks(found) for row in found["parts"]
              if block.starts.get(row["start"]) == row["condition"]][:MOST]  # fmt: skip
@@ -271,6 +272,8 @@ def parts(found: Found) -> Iterator[Picture]:
                     axis.plot(*zip(*x), **looks, markersize=3.5, linewidth=1.2, label=part)
             axis.grid(axis="y")
         axes[0].set_yscale("log")
+        axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes[0].yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
         axes[0].minorticks_off()
         entitle(axes[0], named(f"{row['start']}: gradient norm", label(row["condition"])))
         entitle(axes[1], "Cosine between [CLS] of different inputs")
