@@ -236,23 +236,25 @@ class Worker:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8",
                 env=os.environ | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count},
             )  # fmt: skip
+        process = self.process  # `stop` may take it away
         try:
-            self.process.stdin.write(json.dumps(order) + "\n")
-            self.process.stdin.flush()
-            line = self.process.stdout.readline()
+            process.stdin.write(json.dumps(order) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
         except BrokenPipeError:
             line = ""
-        if line:
+        if line.endswith("\n"):
             return json.loads(line)
-        code, self.process = self.process.wait(), None
+        code, self.process = process.wait(), None
         cause = f"signal {-code}" if code < 0 else f"exit code {code}"
         hint = "; was there enough memory? try --jobs 1" if code == -9 else ""
         return {"name": order["name"], "state": FAILED, "reason": f"its process ended with {cause}{hint}"}
 
     def stop(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
+        process = self.process
+        if process is not None:
+            process.kill()
+            process.wait()
 
 
 @dataclass
