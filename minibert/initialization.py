@@ -356,10 +356,17 @@ def summary(manifest: Manifest) -> str:
     names: dict[str, list[str]] = {}
     for name, entry in manifest.items():
         names.setdefault(str(entry["source"]), []).append(name)
-    parts = [f"{len(group)} tensors {source}" for source, group in names.items()]
+    parts = [f"{len(group)} tensors {in_words(source)}" for source, group in names.items()]
     drawn = names.get("drawn", [])
     few = ", ".join(drawn) if len(drawn) <= 4 else ""
     return ", ".join(parts) + (f": {few}" if few else "")
+
+
+def in_words(source: str) -> str:
+    """What people read for a source, or for several with "+" between."""
+    if "+" in source:
+        return source.replace("drawn", "new").replace("+", " + ")
+    return "randomly initialized" if source == "drawn" else source
 
 
 def keep(start: Start, chosen: Callable[[str], bool]) -> Origins:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-WIDTH = 24
+WIDTH = 20  # of the bar: the whole line has room in 80 columns
 
 
 class Progress:

@@ -2,7 +2,7 @@
 
 A path is used as it is. A name is looked for in weights/NAME, then on the hub (with huggingface_hub, which
 `tokenizers` brings: its cache, resume, offline switch and mirrors apply). `minilm-l6` comes from the package
-index, so that a real pretrained BERT can be had with nothing but pip. `auto` is what the machine can bear.
+index, so that a real pretrained BERT can be had with nothing but pip. `auto` is what suits the machine.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _auto(need_weights: bool, say: Say) -> Source:
             return source
         except InputError as error:
             say(f"model: {BASE} would suit this CUDA device, but: {error}")
-    say(f"model: {SMALL}, which a CPU can bear (6 layers, 384 wide); --model {BASE} takes the original")
+    say(f"model: {SMALL} (6 layers, 384 wide), which suits a CPU; --model {BASE} takes the original")
     return resolve(SMALL, need_weights, say)
 
 

@@ -201,7 +201,7 @@ def test_self_mlm_takes_what_was_trained_and_draws_the_pooler(tiny):
     for name, tensor in model.bert.state_dict().items():
         assert torch.equal(tensor, given.get(name, random[name])), name
         assert manifest[f"bert.{name}"]["source"] == ("drawn" if name.startswith("pooler.") else "self-mlm")
-    assert summary(manifest).startswith("29 tensors self-mlm, 4 tensors drawn: bert.pooler.dense.weight")
+    assert summary(manifest).startswith("29 tensors self-mlm, 4 tensors randomly initialized: bert.pooler.dense.weight")
     with pytest.raises(ValueError, match="pass them as `learned`"):
         initialize(model, Init.parse("self-mlm:1"), tiny, Seeds())
 
@@ -356,8 +356,10 @@ def test_heads_with_buffers_of_whole_numbers_and_heads_with_nothing(tiny):
 
 
 def test_summary(tiny):
-    assert summary(start("pretrained", tiny)[1]).endswith("2 tensors drawn: head.linear.weight, head.linear.bias")
-    assert summary(start("random", tiny)[1]) == "33 tensors drawn"
+    assert summary(start("pretrained", tiny)[1]).endswith(
+        "2 tensors randomly initialized: head.linear.weight, head.linear.bias"
+    )
+    assert summary(start("random", tiny)[1]) == "33 tensors randomly initialized"
 
 
 class Killed(BaseException):
