@@ -176,5 +176,9 @@ def check(config: TrainConfig, name: str, good: bool, allowed: str) -> None:
     if not good:
         value = getattr(config, name)
         # A word is shown as it was written on the command line, any other thing so that its type is seen.
-        shown = value if isinstance(value, str) and field_of(name).type.startswith("str") else repr(value)
-        raise InputError(f"{flag(name)} {shown}: it must be {allowed}")
+        kind = field_of(name).type.removesuffix(" | None")
+        wrong = type(value).__name__ != kind and not (kind == "float" and is_whole(value))
+        shown = value if isinstance(value, str) and kind == "str" else repr(value)
+        raise InputError(
+            f"{flag(name)} {shown}: it must be {allowed}" + (f" (got {type(value).__name__})" if wrong else "")
+        )

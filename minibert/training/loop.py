@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from minibert import checkpoint
 from minibert.config import TrainConfig
 from minibert.data.batches import cut
+from minibert.data.table import Table
 from minibert.engine import Engine, assemble
 from minibert.engine.epochs import Batches, Cursor, Plan, Watch, own_random_numbers, steps
 from minibert.engine.network import twin
@@ -22,14 +23,17 @@ from minibert.files import write_json
 from minibert.inside import INPUTS, choose, look
 from minibert.lines import tell
 from minibert.progress import Progress
-from minibert.setup import Setup, prepare
+from minibert.setup import Head, Setup, prepare
 from minibert.training import folder
 from minibert.training.screen import HEADER, closing, opening, row_lines
 from minibert.verdict import in_words, streak
 
 
-def train(config: TrainConfig, say: Say = tell) -> Path:
+def train(config: TrainConfig, say: Say = tell, head: Head | None = None, table: Table | None = None) -> Path:
     """A new run, to its end.
+
+    Args:
+        head, table: a head of one's own, data in memory; a run with either can only be gone on with by who has them.
 
     Returns:
         The run's folder.
@@ -39,10 +43,10 @@ def train(config: TrainConfig, say: Say = tell) -> Path:
     """
     if config.out is not None:
         folder.check_free(config.out)  # before anything long begins
-    setup = prepare(config, say)
+    setup = prepare(config, say, head, table)
     path = folder.new_folder(config.out, config.init)
     folder.begin(path, setup)
-    with stoppable(path):
+    with stoppable(path) if head is None and table is None else nullcontext():
         return fit(setup, path, None, say)
 
 
@@ -55,6 +59,8 @@ def resume(path: Path, say: Say = tell) -> Path:
     config, content = folder.read_run(path)
     if "ended" in content:
         raise InputError(f"{path} has ended: python eval.py {path} reports on it")
+    if content.get("head"):
+        raise InputError(f"{path} has a head of your own, {content['head']}; train it anew in Python")
     state = folder.load_state(path)
     setup = prepare(config, say)
     for name, was, now in (
