@@ -34,4 +34,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main, "; go on with --resume and the run's folder, from its last whole epoch"))
+    sys.exit(guarded(main))

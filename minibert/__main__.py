@@ -126,9 +126,11 @@ def run_parity(given: argparse.Namespace) -> int:
 
 def run_probe(given: argparse.Namespace) -> int:
     config = TrainConfig(**{name: value for name, value in vars(given).items() if name in SETTINGS})
+    from minibert.errors import silent
     from minibert.lab.probe import format_probe, probe
+    from minibert.lines import tell
 
-    result = probe(config, given.inputs, say=(lambda line: None) if given.json else print)
+    result = probe(config, given.inputs, say=silent if given.json else tell)
     print(json.dumps(result, indent=1) if given.json else format_probe(result))
     return 0
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from minibert import sources
 from minibert.errors import InputError
 from minibert.files import read_json, replace_file, write_json
 from minibert.model import Bert, BertClassifier, BertConfig, ClassificationHead
@@ -111,11 +112,15 @@ def read_config(path: str | Path) -> BertConfig:
 
 
 def load_encoder(path: str | Path, pool: str = "cls") -> Bert:
-    """A folder with config.json and model.safetensors -> `Bert`, in eval mode.
+    """A checkpoint -> `Bert`, in eval mode.
+
+    Args:
+        path: a folder with config.json and model.safetensors, or a name, as --model takes it.
 
     Raises:
-        InputError: the file is missing, truncated, or does not hold exactly this network's tensors.
+        InputError: it cannot be had, is truncated, or does not hold exactly this network's tensors.
     """
+    path = sources.folder_of(path)
     model = Bert(replace(read_config(path), pool=pool))
     load_weights(model, path)
     return model.eval()
@@ -131,6 +136,7 @@ def load_classifier(path: str | Path, head: nn.Module | None = None, pool: str |
     Raises:
         InputError: as `load_encoder`; the folder holds a head of another kind than the default, and `head` is None.
     """
+    path = sources.folder_of(path)
     config = read_config(path)
     saved = read_json(Path(path) / "config.json").get("head")
     if head is None and saved is not None:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
 
-def guarded(command: Callable[[list[str]], int | None], again: str = "") -> int:
-    """Run `command` on the arguments. What the user can mend is one line and exit code 2; Ctrl-C is 130."""
+def guarded(command: Callable[[list[str]], int | None]) -> int:
+    """Run `command` on the arguments. What the user can mend is one line and exit code 2; Ctrl-C is 130; where nobody
+    reads the output any more, as behind `| head`, it ends without a word (141, as a shell counts it).
+    """
     from minibert.errors import InputError
+    from minibert.lines import visible
 
-    sys.stdout.reconfigure(line_buffering=True)  # a log file shows each epoch when it ends, not when the run does
+    # Line by line, so that a log file shows each epoch when it ends; and no letter that a terminal lacks ends a run.
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     name = sys.argv[0].rsplit("/", 1)[-1].replace("__main__.py", "minibert")
     try:
-        return command(sys.argv[1:]) or 0
+        code = command(sys.argv[1:]) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's last flush complains
+        return 141
     except (InputError, OSError) as error:
-        print(f"\n{name}: error: {error}".lstrip("\n"), file=sys.stderr)
+        print(visible(f"{name}: error: {error}"), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"\n{name}: stopped{again}", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\n{name}: stopped{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
         return 130

@@ -39,7 +39,7 @@ class TrainConfig:
     steps: int = setting(16, "data", "values a channel, by averaging")
     grid_cells: int = setting(1000, "data", "cells in all, for --encoding grid")
 
-    model: str = setting("auto", "model", "a folder, a name on the hub, minilm-l6, or auto: what this machine can bear")
+    model: str = setting("auto", "model", "a folder, a name on the hub, minilm-l6, or auto: what suits this machine")
     init: str = setting("pretrained", "model", "starting weights: pretrained, random, or a scheme between (README)")
     pool: str = setting(
         "auto", "model", "what the head reads: [CLS] through BERT's pooler, or the mean; auto: cls, random:deep mean",
@@ -176,5 +176,9 @@ def check(config: TrainConfig, name: str, good: bool, allowed: str) -> None:
     if not good:
         value = getattr(config, name)
         # A word is shown as it was written on the command line, any other thing so that its type is seen.
-        shown = value if isinstance(value, str) and field_of(name).type.startswith("str") else repr(value)
-        raise InputError(f"{flag(name)} {shown}: it must be {allowed}")
+        kind = field_of(name).type.removesuffix(" | None")
+        wrong = type(value).__name__ != kind and not (kind == "float" and is_whole(value))
+        shown = value if isinstance(value, str) and kind == "str" else repr(value)
+        raise InputError(
+            f"{flag(name)} {shown}: it must be {allowed}" + (f" (got {type(value).__name__})" if wrong else "")
+        )

@@ -1,9 +1,17 @@
-"""The one error that a user can cause and mend, and how users are told things."""
+"""What a user can cause and mend, and how users are told things."""
 
 from collections.abc import Callable
 
 Say = Callable[[str], None]  # takes one line for the user
 
 
+def silent(line: str) -> None:
+    """A `Say` that says nothing."""
+
+
 class InputError(ValueError):
     """What was got, what is allowed, what to do: one line. The commands print it and exit with 2."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C in a run that can go on; its text says how."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from minibert.data import Examples
 from minibert.engine.network import Network
+from minibert.lines import WIDTH, cell, columns, fold, visible
 from minibert.verdict import is_shut, judge
 
 
@@ -86,28 +87,58 @@ def report(outputs: Outputs, labels: np.ndarray, names: list[str]) -> dict[str, 
     }
 
 
+NAME = 24  # columns of a class name at most; a longer one is cut, and stands whole below the table
+MISTAKES = 10  # that are listed where there are too many classes for a matrix
+
+
 def format_report(title: str, result: dict[str, Any]) -> str:
-    """The report as a table for a terminal."""
-    names = list(result["classes"])
-    width = max(len(name) for name in [*names, "true class"])
-    cell = max(5, len(str(max(map(max, result["confusion"])))) + 1)
+    """The report for a terminal. The matrix stands beside the table, or below it, or is a list of the most frequent
+    mistakes, whichever fits.
+    """
+    names, confusion = list(result["classes"]), np.array(result["confusion"])
+    digits = len(str(len(names)))
+    wide = 1 + max(digits, len(str(confusion.max())))
+    width = min(NAME, max(columns(visible(name)) for name in [*names, "true class"]))
+    table = [f"  {'#':>{digits}}  {'true class':<{width}}  precision  recall  count"]
+    for i, name in enumerate(names, 1):
+        row = result["classes"][name]
+        table.append(
+            f"  {i:>{digits}}  {cell(name, width)}  {row['precision']:9.3f}  {row['recall']:6.3f}  {row['support']:5}"
+        )
+    matrix = ["".join(f"{value:>{wide}}" for value in row) for row in (range(1, len(names) + 1), *confusion)]
     lines = [
         f"{title}  accuracy {result['accuracy']:.3f}  loss {result['loss']:.3f}  macro-F1 {result['macro_f1']:.3f}"
-        f"  n {result['n']:,}  (always {result['majority_class']!r}: {result['majority']:.3f})",
-        f"  {'true class':<{width}}  precision  recall  support  predicted as "
-        + "".join(f"{i + 1:>{cell}}" for i in range(len(names))),
+        f"  n {result['n']:,}",
+        f"{'':<{len(title)}}  majority baseline {result['majority']:.3f} (always {result['majority_class']!r})",
     ]
-    for i, (name, row) in enumerate(zip(names, result["confusion"])):
-        figures = result["classes"][name]
-        lines.append(
-            f"  {name:<{width}}  {figures['precision']:9.3f}  {figures['recall']:6.3f}  {figures['support']:7,}"
-            f"  {i + 1:>12} " + "".join(f"{value:>{cell}}" for value in row)
-        )
+    if columns(table[0]) + 1 + len(matrix[0]) <= WIDTH:
+        lines.append(" " * (columns(table[0]) + 2) + "predicted as")
+        lines += [f"{left} {right}" for left, right in zip(table, matrix)]
+    elif digits + 4 + len(matrix[0]) <= WIDTH:
+        lines += [*table, f"  {'':>{digits}}   predicted as"]
+        lines += [f"  {number:>{digits}}  {row}" for number, row in zip(("", *range(1, len(names) + 1)), matrix)]
+    else:
+        lines += [*table, *mistakes(names, confusion)]
+    lines += [
+        f"  {i:>{digits}}: {visible(name)}" for i, name in enumerate(names, 1) if columns(visible(name)) > width
+    ]  # fmt: skip
     verdict = result["verdict"]
     cosine = "-" if verdict["cosine"] is None else f"{verdict['cosine']:.6f}"
     lines.append(
-        f"  {verdict['name']}: loss of the best constant answer {verdict['class_entropy']:.3f}, predicted classes have"
-        f" entropy {verdict['prediction_entropy']:.3f}, the commonest {verdict['top_share']:.3f}; cosine between inputs"
-        f" {cosine}, logits spread {verdict['spread']:.2g}"
+        f"  {verdict['name']}: the best constant answer has loss {verdict['class_entropy']:.3f}; predicted classes have"
+        f" entropy {verdict['prediction_entropy']:.3f}, the largest {verdict['top_share']:.3f} of all; cosine between"
+        f" inputs {cosine}, logits spread {verdict['spread']:.2g}"
     )
-    return "\n".join(lines)
+    return "\n".join(map(fold, lines))
+
+
+def mistakes(names: list[str], confusion: np.ndarray) -> list[str]:
+    """The most frequent pairs of true and predicted class, for more classes than a matrix has room for."""
+    wrong = confusion * (1 - np.eye(len(names), dtype=int))
+    most = [int(i) for i in wrong.ravel().argsort(kind="stable")[::-1][:MISTAKES] if wrong.flat[i]]
+    half = (WIDTH - 16) // 2
+    return ["  most frequent mistakes (--json has the whole matrix):"] + [
+        f"  {wrong.flat[i]:>6,}  {cell(names[i // len(names)], half).rstrip()} -> "
+        f"{cell(names[i % len(names)], half).rstrip()}"
+        for i in most
+    ]

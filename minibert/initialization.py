@@ -21,7 +21,8 @@ from minibert.errors import InputError
 from minibert.model import Bert, BertClassifier, BertConfig, init_weights
 from minibert.seeds import Seeds, derive
 
-# name of a tensor -> {"source": pretrained, permuted, drawn, self-mlm or buffer; "mean", "std", "sha256"}
+# name of a tensor -> {"source", "mean", "std", "sha256"}. Sources: pretrained, permuted, drawn, self-mlm, buffer; of a
+# head of one's own also reset_parameters (drawn by it) and constructor (left as it was made).
 Manifest = dict[str, dict[str, str | float]]
 Origins = dict[str, str]  # name of a tensor of the encoder -> its source
 
@@ -336,11 +337,13 @@ def initialize(
     with torch.no_grad():
         start = Start(model.bert, checkpoint, stream(seeds.encoder, "encoder"), numbers, learned or {})
         origins = init.scheme.apply(start)
-        draw(model.head, model.config.initializer_range, stream(seeds.head, "head"))
+        with torch.random.fork_rng(devices=[]):  # a head's own reset_parameters knows no generator
+            torch.manual_seed(derive(seeds.head, "head's own"))
+            of_head = draw_head(model.head, model.config.initializer_range, stream(seeds.head, "head"))
     buffers = {name for name, _ in model.named_buffers()}  # of a head: nothing draws them
     manifest: Manifest = {}
     for name, tensor in model.state_dict().items():
-        other = "buffer" if name in buffers else "drawn"
+        other = "buffer" if name in buffers else of_head.get(name.removeprefix("head."))
         figures = tensor if tensor.is_floating_point() else tensor.double()  # whole numbers have no mean of their kind
         manifest[name] = {
             "source": origins[name.removeprefix("bert.")] if name.startswith("bert.") else other,
@@ -356,10 +359,19 @@ def summary(manifest: Manifest) -> str:
     names: dict[str, list[str]] = {}
     for name, entry in manifest.items():
         names.setdefault(str(entry["source"]), []).append(name)
-    parts = [f"{len(group)} tensors {source}" for source, group in names.items()]
-    drawn = names.get("drawn", [])
+    parts = [f"{len(group)} tensors {in_words(source)}" for source, group in names.items()]
+    drawn = names.get("drawn", []) if list(names)[-1] == "drawn" else []
     few = ", ".join(drawn) if len(drawn) <= 4 else ""
     return ", ".join(parts) + (f": {few}" if few else "")
+
+
+def in_words(source: str) -> str:
+    """What people read for a source, or for several with "+" between."""
+    if "+" in source:
+        return source.replace("drawn", "new").replace("+", " + ")
+    words = {"drawn": "randomly initialized", "reset_parameters": "by the head's reset_parameters",
+             "constructor": "as the head's constructor made them"}  # fmt: skip
+    return words.get(source, source)
 
 
 def keep(start: Start, chosen: Callable[[str], bool]) -> Origins:
@@ -379,6 +391,25 @@ def draw(module: nn.Module, std: float, generator: torch.Generator) -> None:
     """BERT's random start for every part of `module`."""
     for part in module.modules():
         init_weights(part, std, generator)
+
+
+def draw_head(head: nn.Module, std: float, generator: torch.Generator) -> Origins:
+    """BERT's random start for a head's linear maps, embeddings and LayerNorms; any other part that has a
+    `reset_parameters` starts as that says, with all that is in it; the rest stays as its constructor made it.
+
+    Returns:
+        The source of each parameter.
+    """
+    if isinstance(head, (nn.Linear, nn.Embedding, nn.LayerNorm)):
+        init_weights(head, std, generator)
+        return dict.fromkeys(dict(head.named_parameters()), "drawn")
+    if callable(getattr(head, "reset_parameters", None)):
+        head.reset_parameters()
+        return dict.fromkeys(dict(head.named_parameters()), "reset_parameters")
+    origins = dict.fromkeys((name for name, _ in head.named_parameters(recurse=False)), "constructor")
+    for part, module in head.named_children():
+        origins |= {f"{part}.{name}": source for name, source in draw_head(module, std, generator).items()}
+    return origins
 
 
 def stream(seed: int, purpose: str) -> torch.Generator:

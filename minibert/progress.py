@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TextIO
 
-WIDTH = 24
+WIDTH = 20  # of the bar: the whole line has room in 80 columns
+
+hidden: ContextVar[bool] = ContextVar("hidden", default=False)
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """While open, nothing says how far it is: a function in Python prints what it was asked to, and no more."""
+    token = hidden.set(True)
+    try:
+        yield
+    finally:
+        hidden.reset(token)
 
 
 class Progress:
@@ -20,9 +35,9 @@ class Progress:
     def __init__(self, total: int, done: int = 0, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
         self.total, self.done, self.skipped = total, done, done
-        self.live = self.stream.isatty()
+        self.live = self.stream.isatty() and not hidden.get()
         self.started = self.printed = time.monotonic()
-        self.interval = 0.2 if self.live else 30.0
+        self.interval = math.inf if hidden.get() else 0.2 if self.live else 30.0
 
     def advance(self, units: int, text: Callable[[], str]) -> None:
         """Say that `units` more are done; `text` makes what stands before the bar, when it is printed."""

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from minibert import checkpoint, sources
 from minibert.config import TrainConfig
-from minibert.data import BUNDLED, Dataset, check_vocabulary, load_dataset
+from minibert.data import BUNDLED, IN_MEMORY, Dataset, check_vocabulary, load_dataset
 from minibert.data.table import Table
 from minibert.engine.dropout import dropout_for
 from minibert.engine.machine import Machine, choose_device, choose_machine
-from minibert.errors import Say
+from minibert.errors import InputError, Say
 from minibert.initialization import Init, Manifest, initialize, layer_config, summary
 from minibert.masked import self_mlm
 from minibert.model import BertClassifier, BertConfig
+from minibert.seeds import derive
 from minibert.tokenizer import Tokenizer
+
+Head = nn.Module | Callable[[int, int], nn.Module]  # a head, or what makes one: called with (hidden_size, num_labels)
 
 
 class Ground(NamedTuple):
@@ -71,16 +77,41 @@ def settle(config: TrainConfig, say: Say = print, table: Table | None = None) ->
     # Resolved, so that a run that goes on elsewhere goes on with the same: also in its number format.
     resolved = {"pool": bert_config.pool if config.pool == "auto" else config.pool, "precision": machine.name}
     resolved["model"] = str(source.path.resolve()) if Path(config.model).is_dir() else source.name
-    if table is None and config.data not in BUNDLED and Path(config.data).exists():
+    if table is not None:
+        resolved["data"] = IN_MEMORY
+    elif config.data not in BUNDLED and Path(config.data).exists():
         resolved["data"] = str(Path(config.data).resolve())
     return Ground(replace(config, **resolved), init, machine, source, bert_config, tokenizer, data)
 
 
-def prepare(config: TrainConfig, say: Say = print, head: nn.Module | None = None, table: Table | None = None) -> Setup:
+def make_head(head: Head, hidden_size: int, num_labels: int, seed: int = 0) -> nn.Module:
+    """A head of one's own, made under a seed: what its constructor draws is the same every time.
+
+    Raises:
+        InputError: `head` cannot be called with the two sizes, or gives no module.
+    """
+    if isinstance(head, nn.Module):
+        return head
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "head's constructor"))
+        try:
+            inspect.signature(head).bind(hidden_size, num_labels)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"head={head!r}: it is called as head(hidden_size, num_labels), here ({hidden_size}, {num_labels}):"
+                f" {error}"
+            ) from None
+        made = head(hidden_size, num_labels)
+    if not isinstance(made, nn.Module):
+        raise InputError(f"head={head!r} gave {type(made).__name__}; it must give a torch.nn.Module")
+    return made
+
+
+def prepare(config: TrainConfig, say: Say = print, head: Head | None = None, table: Table | None = None) -> Setup:
     """Settings -> checkpoint, data and initialized model, on the CPU. Writes nothing but the cache.
 
     Args:
-        head: in place of the default one, a module from (B, D) to (B, C).
+        head: in place of the default one, a module from (B, D) to (B, C) or what makes one.
         table: data in memory, in place of what `config.data` names.
 
     Raises:
@@ -96,6 +127,8 @@ def prepare(config: TrainConfig, say: Say = print, head: nn.Module | None = None
         bert_config, num_labels=len(data.labels), pool=config.pool, hidden_dropout_prob=hidden,
         attention_probs_dropout_prob=attention, classifier_dropout=in_front,
     )  # fmt: skip
+    if head is not None:
+        head = make_head(head, bert_config.hidden_size, bert_config.num_labels, config.seeds.head)
     model = BertClassifier(bert_config, head, dropout=dropout_for(machine.device))
     manifest = initialize(model, init, source.path, config.seeds, learned)
     say(f"start: {config.init} ({source.name} {source.sha256[:12]}): {summary(manifest)}")

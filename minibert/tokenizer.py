@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import WordPiece as WordPieceDecoder
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import BertProcessing
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from minibert.errors import InputError
 from minibert.files import read_json, replace_file
+from minibert.sources import folder_of
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+
+
+class Tokens(NamedTuple):
+    """What a BERT takes, in its order: `bert(*tokenizer(texts))`."""
+
+    input_ids: Tensor  # (B, S)
+    attention_mask: Tensor  # (B, S) bool, False where a text is padded
+    token_type_ids: Tensor  # (B, S)
 
 
 class Tokenizer:
@@ -27,7 +41,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """From tokenizer.json, else from vocab.txt.
+        """From a checkpoint's tokenizer.json, else from its vocab.txt; a folder, or a name, as --model takes it.
 
         vocab.txt alone does not say whether it is for lower-cased text: tokenizer_config.json's `do_lower_case` does,
         else a vocabulary without a single upper-case letter is.
@@ -35,7 +49,7 @@ class Tokenizer:
         Raises:
             InputError: neither file, or not readable, or BERT's special tokens are not in it.
         """
-        folder = Path(folder)
+        folder = folder_of(folder)
         try:
             if (folder / "tokenizer.json").is_file():
                 backend = Backend.from_file(str(folder / "tokenizer.json"))
@@ -75,6 +89,29 @@ class Tokenizer:
         encoded = self.backend.encode_batch(inputs)
         self.backend.no_truncation()
         return [e.ids for e in encoded], [e.type_ids for e in encoded], sum(bool(e.overflowing) for e in encoded)
+
+    def __call__(
+        self, texts: str | Sequence[str], pairs: str | Sequence[str] | None = None, max_length: int = 512
+    ) -> Tokens:
+        """One text, or several padded to the longest.
+
+        Raises:
+            InputError: something else than texts, none, or not as many pairs as texts.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        pairs = [pairs] if isinstance(pairs, str) else None if pairs is None else list(pairs)
+        for text in (*texts, *(pairs or [])):
+            if not isinstance(text, str):
+                raise InputError(f"a tokenizer takes texts; got {text!r}, a {type(text).__name__}")
+        if not texts or (pairs is not None and len(pairs) != len(texts)):
+            raise InputError(f"{len(texts)} texts{'' if pairs is None else f' and {len(pairs)} second texts'}")
+        ids, types, _ = self.encode(texts, pairs, max_length)
+        pad_id = self.token_id("[PAD]")
+        side_by_side = [
+            pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+            for rows, value in ((ids, pad_id), ([[1] * len(row) for row in ids], 0), (types, 0))
+        ]
+        return Tokens(side_by_side[0], side_by_side[1].bool(), side_by_side[2])
 
     def to_json(self) -> str:
         return self.backend.to_str()

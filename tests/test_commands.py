@@ -50,11 +50,13 @@ def test_from_training_to_the_report(tiny, texts, tmp_path):
         "train.py", "--data", str(texts), "--model", str(tiny), "--epochs", "2", "--lr", "3e-3", "--batch-size", "4",
         "--out", out,
     )  # fmt: skip
-    assert trained.stdout.splitlines()[-1] == f"next: python eval.py {out}"
+    assert " ".join(trained.stdout.split()).endswith(f"next: python eval.py {out}")  # folded, where the path is long
     assert len(re.findall(r"^ +[12] +\d\.\d{3} +\d\.\d{3} ", trained.stdout, re.MULTILINE)) == 2
     shown = run("eval.py", out, "--predictions", str(tmp_path / "p.csv")).stdout
+    # A path has no place to be folded at.
+    assert all(len(line) <= 80 or "/" in line for line in (trained.stdout + shown).splitlines())
     assert re.search(r"^test +accuracy \d\.\d{3}", shown, re.MULTILINE)
-    assert len(re.findall("^  (learning|not yet): loss of the best constant answer 0.693", shown, re.MULTILINE)) == 2
+    assert len(re.findall("^  (learning|not yet): the best constant answer has loss 0.693", shown, re.MULTILINE)) == 2
     as_json = json.loads(run("eval.py", out, "--json").stdout)
     assert set(as_json) == {"val", "test"}
     assert {"accuracy", "loss", "macro_f1", "majority", "verdict"} <= set(as_json["test"])
@@ -62,6 +64,37 @@ def test_from_training_to_the_report(tiny, texts, tmp_path):
     again = run("train.py", "--data", str(texts), "--model", str(tiny), "--out", out, check=False)
     assert again.returncode == 2
     assert "already holds a run" in again.stderr
+
+
+def test_ctrl_c_says_how_to_go_on_and_nothing_else(tiny, texts, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "train.py", "--data", str(texts), "--model", str(tiny), "--epochs", "999", "--out", str(out)],
+        cwd=ROOT, stdout=-1, stderr=-1, text=True,
+    )  # fmt: skip
+    metrics, deadline = out / "metrics.jsonl", time.monotonic() + 100
+    while not metrics.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[1].strip().splitlines()[-1:]
+    assert process.returncode == 130
+    assert said == [f"train.py: stopped; python train.py --resume {out} goes on after its last whole epoch"]
+
+
+def test_a_reader_that_leaves_ends_a_command_without_a_word():
+    program = "import sys; from minibert.commands import guarded; sys.exit(guarded(lambda _: print('x\\n' * 99999)))"
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=-1, stderr=-1, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 141
+
+
+def test_errors_hold_nothing_that_moves_a_cursor():
+    done = run("eval.py", "runs/\x1b[2J\nnowhere", check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(r"eval.py: error: runs/\x1b[2J\nnowhere: no such folder")
 
 
 def test_motion_trains_from_either_start(tiny, tmp_path):

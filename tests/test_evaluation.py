@@ -9,6 +9,7 @@ from minibert.data import Examples
 from minibert.engine.machine import choose_machine
 from minibert.engine.network import Padded
 from minibert.evaluation import Outputs, format_report, predict, report
+from minibert.lines import columns
 from minibert.model import BertClassifier
 
 
@@ -51,7 +52,48 @@ def test_printed_report_has_every_class():
     result = report(Outputs(torch.eye(3), torch.eye(3), False), np.array([0, 1, 1]), ["walking", "b", "c"])
     text = format_report("test", result)
     assert "accuracy 0.667" in text
-    assert "always 'b': 0.667" in text
-    assert [line.split()[0] for line in text.splitlines()[2:]] == ["walking", "b", "c", "not"]
-    assert text.endswith("not yet: loss of the best constant answer 0.637, predicted classes have entropy 1.099,"
-                         " the commonest 0.333; cosine between inputs 0.000000, logits spread 0.47")  # fmt: skip
+    assert "majority baseline 0.667 (always 'b')" in text
+    assert [line.split()[1] for line in text.splitlines()[4:7]] == ["walking", "b", "c"]
+    assert " ".join(text.split()).endswith(
+        "not yet: the best constant answer has loss 0.637; predicted classes have entropy 1.099, the largest 0.333 of"
+        " all; cosine between inputs 0.000000, logits spread 0.47"
+    )
+
+
+def shown(names, count):
+    """The lines for a split of `count` rows a class, each taken for the next class once."""
+    labels = np.repeat(np.arange(len(names)), count)
+    guesses = labels.copy()
+    guesses[::count] = (guesses[::count] + 1) % len(names)
+    logits = torch.nn.functional.one_hot(torch.tensor(guesses), len(names)).float()
+    lines = format_report(f"{'validation':<10}", report(Outputs(logits, logits, False), labels, names)).splitlines()
+    assert max(map(columns, lines)) <= 80
+    return lines
+
+
+def test_the_matrix_stands_beside_the_table_where_there_is_room():
+    lines = shown(["walking upstairs", "walking downstairs", *"abcd"], 1200)
+    assert lines[2].split() == ["predicted", "as"]
+    assert lines[5].split() == ["2", "walking", "downstairs", "0.999", "0.999", "1200", "0", "1199", "1", "0", "0", "0"]
+
+
+def test_the_matrix_stands_below_the_table_where_there_are_more_classes():
+    lines = shown([f"class {i}" for i in range(14)], 150)
+    place = lines.index("        predicted as".replace("        ", "       "))
+    assert lines[place + 1].split() == [str(i) for i in range(1, 15)]
+    assert lines[place + 2].split() == ["1", "149", "1", *["0"] * 12]
+
+
+def test_the_most_frequent_mistakes_stand_for_a_matrix_that_fits_nowhere():
+    lines = shown([f"class {i} {'x' * (i % 2 * 40)}" for i in range(77)], 3)
+    place = next(i for i, line in enumerate(lines) if "mistakes" in line)
+    assert all(line.split()[0] == "1" and " -> " in line for line in lines[place + 1 : place + 11])
+    assert "class 76" in lines[place + 1]
+    assert f"  14: class 13 {'x' * 40}" in lines  # a name that was cut, whole
+
+
+def test_names_from_data_cannot_move_the_cursor_and_wide_letters_are_counted():
+    lines = shown(["\x1b[31mred\n", "\u6b65\u884c" * 18, "e\u0301" * 20], 2)
+    assert not any("\x1b" in line for line in lines)
+    assert r"\x1b[31mred\n" in lines[4]
+    assert len({columns(line) for line in lines[3:7]}) == 1

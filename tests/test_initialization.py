@@ -201,7 +201,7 @@ def test_self_mlm_takes_what_was_trained_and_draws_the_pooler(tiny):
     for name, tensor in model.bert.state_dict().items():
         assert torch.equal(tensor, given.get(name, random[name])), name
         assert manifest[f"bert.{name}"]["source"] == ("drawn" if name.startswith("pooler.") else "self-mlm")
-    assert summary(manifest).startswith("29 tensors self-mlm, 4 tensors drawn: bert.pooler.dense.weight")
+    assert summary(manifest).startswith("29 tensors self-mlm, 4 tensors randomly initialized: bert.pooler.dense.weight")
     with pytest.raises(ValueError, match="pass them as `learned`"):
         initialize(model, Init.parse("self-mlm:1"), tiny, Seeds())
 
@@ -342,22 +342,60 @@ def test_any_saved_model_is_a_start_as_long_as_its_layers_are_berts(tmp_path, po
 
 def test_heads_with_buffers_of_whole_numbers_and_heads_with_nothing(tiny):
     model = BertClassifier(TINY, head=nn.Sequential(nn.BatchNorm1d(24), nn.Linear(24, 5)))
-    model.head[0].num_batches_tracked += 3
+    model.head.register_buffer("count", torch.tensor(3))
+    model.head[0].weight.data += 1  # its reset_parameters takes it back
     manifest = initialize(model, Init.parse("pretrained"), tiny, Seeds())
     assert list(manifest) == list(model.state_dict())
-    assert manifest["head.0.num_batches_tracked"] == {
+    assert manifest["head.count"] == {
         "source": "buffer", "mean": 3.0, "std": 0.0, "sha256": hashlib.sha256(np.int64(3).tobytes()).hexdigest()
     }  # fmt: skip
     assert manifest["head.0.running_mean"]["source"] == "buffer"
-    assert manifest["head.0.weight"]["source"] == manifest["head.1.weight"]["source"] == "drawn"
-    assert "3 tensors buffer" in summary(manifest)
+    assert (manifest["head.0.weight"]["source"], manifest["head.1.weight"]["source"]) == ("reset_parameters", "drawn")
+    assert (manifest["head.0.weight"]["mean"], manifest["head.0.weight"]["std"]) == (1.0, 0.0)
+    assert "4 tensors buffer" in summary(manifest)
     bare = initialize(BertClassifier(TINY, head=nn.Identity()), Init.parse("pretrained"), tiny, Seeds())
     assert summary(bare) == "31 tensors pretrained"
 
 
+class Pooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(24))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        nn.init.normal_(self.query)
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale, self.pooled, self.linear = nn.Parameter(torch.ones(24)), Pooled(), nn.Linear(24, 5)
+
+
+def test_a_head_of_ones_own_is_drawn_by_its_own_reset_parameters_under_the_heads_seed(tiny):
+    starts = []
+    for seed in ("0", "0", "1,head=0", "0,head=1"):
+        model = BertClassifier(TINY, head=Mixed())
+        torch.manual_seed(len(starts))
+        state = torch.get_rng_state()
+        manifest = initialize(model, Init.parse("pretrained"), tiny, Seeds.parse(seed))
+        assert torch.equal(torch.get_rng_state(), state)
+        starts.append(model.head.pooled.query.detach())
+    assert torch.equal(starts[0], starts[1])
+    assert torch.equal(starts[0], starts[2])
+    assert not torch.equal(starts[0], starts[3])
+    sources = {name: entry["source"] for name, entry in manifest.items() if name.startswith("head.")}
+    assert sources == {"head.scale": "constructor", "head.pooled.query": "reset_parameters",
+                       "head.linear.weight": "drawn", "head.linear.bias": "drawn"}  # fmt: skip
+    assert "1 tensors by the head's reset_parameters" in summary(manifest)
+
+
 def test_summary(tiny):
-    assert summary(start("pretrained", tiny)[1]).endswith("2 tensors drawn: head.linear.weight, head.linear.bias")
-    assert summary(start("random", tiny)[1]) == "33 tensors drawn"
+    assert summary(start("pretrained", tiny)[1]).endswith(
+        "2 tensors randomly initialized: head.linear.weight, head.linear.bias"
+    )
+    assert summary(start("random", tiny)[1]) == "33 tensors randomly initialized"
 
 
 class Killed(BaseException):

@@ -163,7 +163,7 @@ def test_a_run_learns_and_leaves_its_folder(config):
     assert len(content["checkpoint"]["sha256"]) == len(content["dataset"]["sha256"]) == 64
     assert content["versions"]["torch"] == torch.__version__
     assert said[-1] == f"next: python eval.py {path}"
-    assert "always the commonest class: 0.500" in said[-2]
+    assert "majority baseline 0.500" in said[-2]
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(config, tmp_path):
@@ -307,7 +307,7 @@ def test_a_run_killed_between_its_last_row_and_its_end_stops_all_the_same(blind,
     again = final(resume(tmp_path / "run", said.append))
     assert torch.equal(again[0], whole[0])
     assert again[1] == whole[1]
-    assert "(always the commonest class: 0.500)" in next(line for line in said if line.startswith("best:"))
+    assert "(majority baseline 0.500)" in next(line for line in said if line.startswith("best:"))
 
 
 def test_an_out_that_holds_something_is_refused_before_work_begins(config, tmp_path, monkeypatch):
@@ -347,7 +347,9 @@ def test_prepare_writes_nothing_and_says_what_it_took(config, tmp_path):
     assert (numbers.hidden_dropout_prob, numbers.attention_probs_dropout_prob, numbers.head_dropout) == (0.2, 0.3, 0.4)
     assert (numbers.num_labels, numbers.pool) == (2, "mean")
     assert said[0].startswith("minibert on CPU")
-    assert said[-1].endswith("29 tensors pretrained, 2 tensors drawn: head.linear.weight, head.linear.bias")
+    assert said[-1].endswith(
+        "29 tensors pretrained, 2 tensors randomly initialized: head.linear.weight, head.linear.bias"
+    )
 
 
 @pytest.mark.parametrize(

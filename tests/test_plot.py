@@ -84,7 +84,7 @@ def test_the_screen(folder_of, plain):
     text = "\n".join(lines)
     assert max(map(len, lines)) <= 80
     assert text.isascii() == plain
-    assert "always the commonest class: 0.200" in text
+    assert "majority baseline: 0.200" in text
     assert "the best constant answer: 1.700" in text
     assert "A  one: validation accuracy 0.900, epoch 3 of 3" in text
     assert lines[-1].endswith("0.400, epoch 2 of 2")
@@ -106,7 +106,7 @@ def test_one_epoch_and_equal_numbers(folder_of):
 def test_runs_on_other_data_have_baselines_of_their_own(folder_of):
     runs = read([folder_of("a", [0.3, 0.5]), folder_of("b", [0.3, 0.5], majority=0.4)])
     text = "\n".join(in_terminal(runs, ["accuracy"], plain=True))
-    assert "always the commonest class: 0.200, 0.400" in text
+    assert "majority baseline: 0.200, 0.400" in text
     assert sum("- - - - - -" in line for line in text.splitlines()) == 2
 
 

@@ -38,7 +38,7 @@ def test_a_moving_line(clock):
     bar = Progress(10, stream=stream)
     clock[0] = 1.0
     bar.advance(5, lambda: "loss 1.0")
-    assert stream.getvalue().startswith("\r\x1b[2Kloss 1.0  ████████████············  50%  0m01s left")
+    assert stream.getvalue().startswith("\r\x1b[2Kloss 1.0  ██████████··········  50%  0m01s left")
     bar.clear()
     assert stream.getvalue().endswith("\r\x1b[2K")
 

@@ -1,8 +1,10 @@
 """minibert/data/windows.py: the bundled motion data, windows of one's own, and how a window becomes a text."""
 
 import hashlib
+import json
 import zipfile
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,7 +42,8 @@ def save(tmp_path):
 
 def encoding(kind, ranges, steps=2, bins=10):
     places = list(range(len(ranges)))
-    return Encoding(kind, steps, places, [f"c{i}" for i in places], np.array(ranges, float), bins)
+    names = [f"c{i}" for i in places]
+    return Encoding(kind, steps, places, names, np.array(ranges, float), bins, names)
 
 
 # The bundled data
@@ -349,6 +352,20 @@ def test_ranges_come_from_the_training_rows_alone(save):
 
 
 @pytest.mark.filterwarnings("error")
+def test_an_encoding_survives_json_to_the_last_bit():
+    ranges = np.random.default_rng(0).normal(size=(2, 2))
+    one = encoding("decimals", ranges)
+    again = Encoding.from_dict(json.loads(json.dumps(one.to_dict())))
+    assert np.array_equal(again.ranges, ranges)
+    assert replace(again, ranges=one.ranges) == one
+
+
+@pytest.mark.parametrize(("shape", "said"), [((3, 4, 3), "3 channels; .* on 2, c0, c1"), ((3, 1, 2), "at least 2")])
+def test_windows_that_do_not_suit_an_encoding(shape, said):
+    with pytest.raises(InputError, match=said):
+        encoding("levels", [(0, 1), (0, 1)]).check(np.zeros(shape), "new.npz")
+
+
 def test_a_channel_that_never_changes_is_level_0():
     x = np.full((1, 2, 1), 0.7)
     assert encoding("levels", [(0.7, 0.7)]).texts(x) == ["0 0"]

@@ -23,6 +23,7 @@ from minibert.files import write_cache
 from minibert.tokenizer import Tokenizer
 
 BUNDLED = ("motion", "motion-overlap")
+IN_MEMORY = "in memory"  # what stands for `--data` in a run that was given its data by Python
 PADDING = 127  # rows that an embedding may have beyond the words: sizes are rounded up to a multiple of 8 to 128
 
 
@@ -50,7 +51,12 @@ class Examples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits, the names of the labels, one line that describes them, and the hash of all that was read."""
+    """Three splits, the names of the labels, one line that describes them, and the hash of all that was read.
+
+    Attributes:
+        encoding: how windows became texts; None: they were texts.
+        pairs: whether each example is two texts.
+    """
 
     train: Examples
     val: Examples
@@ -58,6 +64,8 @@ class Dataset:
     labels: list[str]
     summary: str
     sha256: str
+    encoding: Encoding | None = None
+    pairs: bool = False
 
 
 def read_table(config: TrainConfig) -> Table:
@@ -66,6 +74,11 @@ def read_table(config: TrainConfig) -> Table:
     Raises:
         InputError: not there, or not of the form that its kind asks for.
     """
+    if config.data == IN_MEMORY:
+        raise InputError(
+            "the run's data were given in memory and are not in its folder; in Python run.report() scores it where it"
+            " was trained, and python -m minibert predict works without them"
+        )
     if config.data in BUNDLED:
         return read_motion(overlap=config.data == "motion-overlap")
     path = Path(config.data).expanduser()
@@ -89,7 +102,7 @@ def load_dataset(
     if config.examples != "all":
         parts["train"] = fewer(parts["train"], np.array(table.labels), int(config.examples), config.seeds.subset)
     labels = sorted(set(table.labels), key=table.label_order)
-    texts, how = table.texts, ""
+    texts, how, encoding = table.texts, "", None
     if table.windows is not None:
         encoding = Encoding.fit(config, table, parts["train"])
         texts, how = encoding.texts(table.windows), f"; {encoding.describe()}"
@@ -111,7 +124,8 @@ def load_dataset(
     if cut:
         limit = f"--max-length {longest}" if longest == config.max_length else f"the model's {longest} positions"
         summary += f" ({cut:,} of {len(ids):,} texts cut to {limit})"
-    return Dataset(**splits, labels=labels, summary=summary, sha256=table.sha256)
+    return Dataset(**splits, labels=labels, summary=summary, sha256=table.sha256, encoding=encoding,
+                   pairs=table.pairs is not None)  # fmt: skip
 
 
 def tokenize(

@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ import numpy as np
 from minibert.errors import InputError
 
 COLUMNS = ("text", "label", "text_b", "group", "split")
+NEEDED = ("text", "label")
+
+Row = tuple[str, dict[str, Any]]  # where it stands, for messages; its columns
 
 
 @dataclass(frozen=True)
@@ -56,23 +59,47 @@ def read_texts(path: Path, charset: str = "utf-8") -> Table:
     Raises:
         InputError: no such file, unknown kind, a missing column, an empty text or label, not in `charset`.
     """
-    readers = {".csv": read_separated, ".tsv": read_separated, ".jsonl": read_jsonl}
     if path.is_dir():
         rows, digest = read_folder(path, charset)
     elif not path.exists():
         raise InputError(f"--data {path}: no such file or folder; motion and motion-overlap are bundled")
-    elif path.suffix.lower() not in readers:
+    elif path.suffix.lower() not in READERS:
         raise InputError(f"--data {path}: unknown kind; give .csv, .tsv, .jsonl, .npz or a folder of class folders")
     else:
         content = path.read_bytes()
-        text = decode(content, path, charset)
-        rows, digest = list(readers[path.suffix.lower()](path, text)), hashlib.sha256(content).hexdigest()
+        rows, digest = read_file(path, content, charset), hashlib.sha256(content).hexdigest()
     if not rows:
         raise InputError(f"--data {path}: no examples in it")
-    columns: dict[str, list[str] | None] = {}
-    for column in COLUMNS:
+    return table_of_rows(path.absolute().name, digest, rows)
+
+
+def read_file(path: Path, content: bytes, charset: str, needed: Sequence[str] = NEEDED) -> list[Row]:
+    """The rows of a file of one of the kinds in READERS."""
+    return list(READERS[path.suffix.lower()](path, decode(content, path, charset), needed))
+
+
+def table_of_rows(name: str, digest: str, rows: list[Row]) -> Table:
+    """
+    Raises:
+        InputError: a column is missing in a row, or empty.
+    """
+    columns = columns_of(rows)
+    return Table(
+        name=name, sha256=digest, texts=columns["text"], pairs=columns.get("text_b"),
+        labels=columns["label"], groups=columns.get("group"), splits=columns.get("split"), label_order=natural,
+    )  # fmt: skip
+
+
+def columns_of(rows: list[Row], needed: Sequence[str] = NEEDED, known: Sequence[str] = COLUMNS) -> dict[str, list[str]]:
+    """Of the `known` columns those that are there, whole.
+
+    Raises:
+        InputError: as table_of_rows.
+    """
+    columns: dict[str, list[str]] = {}
+    for column in known:
         present = sum(row.get(column) is not None for _, row in rows)
-        if column in ("text", "label") or present:
+        if column in needed or present:
             if present < len(rows):
                 where = next(where for where, row in rows if row.get(column) is None)
                 raise InputError(f"{where}: no {column!r}; found {', '.join(map(str, found(rows))) or 'nothing'}")
@@ -83,22 +110,16 @@ def read_texts(path: Path, charset: str = "utf-8") -> Table:
                 raise InputError(f"{where}: empty {column!r}; fill it or take the row out")
             if any("\ud800" <= letter <= "\udfff" for letter in value):
                 raise InputError(f"{where}: {column!r} holds half a surrogate pair, which is no letter; mend the text")
-    return Table(
-        name=path.absolute().name, sha256=digest, texts=columns["text"], pairs=columns.get("text_b"),
-        labels=columns["label"], groups=columns.get("group"), splits=columns.get("split"), label_order=natural,
-    )  # fmt: skip
+    return columns
 
 
-Row = tuple[str, dict[str, Any]]  # where it stands, for messages; its columns
-
-
-def read_separated(path: Path, text: str) -> Iterator[Row]:
+def read_separated(path: Path, text: str, needed: Sequence[str]) -> Iterator[Row]:
     """Comma or tab separated, quoted as spreadsheets do, the first row naming the columns."""
     limit = csv.field_size_limit(2**31 - 1)  # a text may be longer than the default 131,072 characters
     try:
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        lacking = {"text", "label"} - set(reader.fieldnames or [])
+        lacking = set(needed) - set(reader.fieldnames or [])
         if lacking:
             names = ", ".join(reader.fieldnames or []) or "nothing"
             raise InputError(f"{path}: no column {' or '.join(map(repr, sorted(lacking)))}; found {names}")
@@ -112,7 +133,7 @@ def read_separated(path: Path, text: str) -> Iterator[Row]:
         csv.field_size_limit(limit)
 
 
-def read_jsonl(path: Path, text: str) -> Iterator[Row]:
+def read_jsonl(path: Path, text: str, needed: Sequence[str]) -> Iterator[Row]:
     """One JSON object a line; blank lines are passed over."""
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -121,8 +142,11 @@ def read_jsonl(path: Path, text: str) -> Iterator[Row]:
             except ValueError as error:
                 raise InputError(f"{path}, line {number}: not JSON: {error}") from None
             if not isinstance(row, dict):
-                raise InputError(f"{path}, line {number}: not an object with 'text' and 'label'")
+                raise InputError(f"{path}, line {number}: not an object with {' and '.join(map(repr, needed))}")
             yield f"{path}, line {number}", row
+
+
+READERS = {".csv": read_separated, ".tsv": read_separated, ".jsonl": read_jsonl}
 
 
 def read_folder(path: Path, charset: str) -> tuple[list[Row], str]:

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,6 +62,16 @@ def read_windows(path: Path) -> Table:
     Raises:
         InputError: no such file, an array missing, ragged, of the wrong shape, or with NaN in it.
     """
+    arrays = read_npz(path, ("x", "y"))
+    return table_of_arrays(path.name, str(path), hashlib.sha256(path.read_bytes()).hexdigest(), arrays)
+
+
+def read_npz(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
+    """The arrays of an .npz that mean something here; any others are not opened.
+
+    Raises:
+        InputError: no such file, not an .npz, ragged, one that is needed is not there.
+    """
     if not path.is_file():
         raise InputError(f"--data {path}: no such file")
     try:
@@ -67,45 +79,67 @@ def read_windows(path: Path) -> Table:
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise ValueError("it holds one array without a name")
         with file:
-            arrays = {name: read_array(file, name, path) for name in ARRAYS if name in file.files}
-            found = ", ".join(file.files) or "nothing"
+            for name in needed:
+                if name not in file.files:
+                    raise InputError(f"{path}: no array {name!r}; found {', '.join(file.files) or 'nothing'}")
+            return {name: read_array(file, name, path) for name in ARRAYS if name in file.files}
     except InputError:
         raise
     except Exception as error:  # zipfile, zlib, numpy: a spoiled file makes each raise its own
         raise InputError(f"{path} is not a readable .npz ({error})") from None
-    for name in ("x", "y"):
-        if name not in arrays:
-            raise InputError(f"{path}: no array {name!r}; found {found}")
-    x, y = arrays["x"], arrays["y"]
-    if x.ndim != 3 or not x.size or x.dtype.kind not in "fiu":
-        raise InputError(f"{path}: x is {x.dtype} of shape {x.shape}; it must be numbers (windows, steps, channels)")
-    for name in ("y", "group", "split"):
-        if name in arrays and arrays[name].shape != x.shape[:1]:
+
+
+def table_of_arrays(name: str, where: str, digest: str, arrays: dict[str, np.ndarray]) -> Table:
+    """The arrays that an .npz has as a table.
+
+    Args:
+        where: what to call them in messages.
+
+    Raises:
+        InputError: as read_windows.
+    """
+    y = arrays["y"]
+    windows, channels = checked_windows(where, arrays)
+    for array in ("y", "group", "split"):
+        if array in arrays and arrays[array].shape != windows.shape[:1]:
             raise InputError(
-                f"{path}: {name} has shape {arrays[name].shape}; with {len(x)} windows it must be ({len(x)},)"
+                f"{where}: {array} has shape {arrays[array].shape}; with {len(windows)} windows it must be"
+                f" ({len(windows)},)"
             )
-    with np.errstate(over="ignore"):
-        windows = x.astype(np.float32)
-    if not np.isfinite(windows).all():
-        window, step, channel = np.argwhere(~np.isfinite(windows))[0]
-        raise InputError(
-            f"{path}: x[{window}, {step}, {channel}] is {x[window, step, channel]}; mend or drop the window"
-        )
     if any(str(label).strip() in ("", "nan") for label in y):
-        raise InputError(f"{path}: y has an empty label or NaN in it; fill it or drop the window")
-    channels = [str(name) for name in np.ravel(arrays.get("channels", [f"channel-{i + 1}" for i in range(x.shape[2])]))]
-    if len(channels) != x.shape[2] or len(set(channels)) != len(channels):
-        raise InputError(f"{path}: channels must be {x.shape[2]} different names; got {', '.join(channels)}")
+        raise InputError(f"{where}: y has an empty label or NaN in it; fill it or drop the window")
     return Table(
-        name=path.name,
+        name=name,
         labels=[str(label) for label in y],
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        sha256=digest,
         windows=windows,
         channels=channels,
         groups=[str(group) for group in arrays["group"]] if "group" in arrays else None,
         splits=[str(split) for split in arrays["split"]] if "split" in arrays else None,
         label_order=natural,
     )
+
+
+def checked_windows(where: str, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, list[str]]:
+    """The windows (n, steps, channels) as float32, and the channels' names.
+
+    Raises:
+        InputError: not numbers, not of that shape, NaN in it, or names that do not fit.
+    """
+    x = arrays["x"]
+    if x.ndim != 3 or not x.size or x.dtype.kind not in "fiu":
+        raise InputError(f"{where}: x is {x.dtype} of shape {x.shape}; it must be numbers (windows, steps, channels)")
+    with np.errstate(over="ignore"):
+        windows = x.astype(np.float32)
+    if not np.isfinite(windows).all():
+        window, step, channel = np.argwhere(~np.isfinite(windows))[0]
+        raise InputError(
+            f"{where}: x[{window}, {step}, {channel}] is {x[window, step, channel]}; mend or drop the window"
+        )
+    channels = [str(name) for name in np.ravel(arrays.get("channels", [f"channel-{i + 1}" for i in range(x.shape[2])]))]
+    if len(channels) != x.shape[2] or len(set(channels)) != len(channels):
+        raise InputError(f"{where}: channels must be {x.shape[2]} different names; got {', '.join(channels)}")
+    return windows, channels
 
 
 def read_array(file: np.lib.npyio.NpzFile, name: str, path: Path) -> np.ndarray:
@@ -153,6 +187,7 @@ class Encoding:
     names: list[str]
     ranges: np.ndarray  # (chosen channels, 2): lowest and highest value
     bins: int  # cells along each channel, for grid
+    channels: list[str]  # all that the data have
 
     @classmethod
     def fit(cls, config: TrainConfig, table: Table, train: np.ndarray) -> Encoding:
@@ -175,7 +210,35 @@ class Encoding:
         else:
             values = table.windows[train][:, :, places]
             ranges = np.stack([values.min(axis=(0, 1)), values.max(axis=(0, 1))], axis=1).astype(np.float64)
-        return cls(config.encoding, config.steps, places, [table.channels[i] for i in places], ranges, bins)
+        names = [table.channels[i] for i in places]
+        return cls(config.encoding, config.steps, places, names, ranges, bins, table.channels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, which keeps every float64 as it is."""
+        return asdict(self) | {"ranges": self.ranges.tolist()}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Encoding:
+        """
+        Raises:
+            TypeError: a field is missing, or one too many.
+        """
+        fields = cls(**content)
+        return replace(fields, ranges=np.array(fields.ranges, dtype=np.float64))
+
+    def check(self, windows: np.ndarray, where: str) -> None:
+        """
+        Raises:
+            InputError: these windows are not (n, steps, channels) like those that it was fitted on.
+        """
+        _, length, count = windows.shape
+        if count != len(self.channels):
+            raise InputError(
+                f"{where}: windows of {count} channels; the run was trained on {len(self.channels)},"
+                f" {', '.join(self.channels)}"
+            )
+        if length < self.steps:
+            raise InputError(f"{where}: windows of {length} steps; the run needs at least {self.steps}")
 
     def describe(self) -> str:
         cells = f" of {self.bins ** len(self.places):,} cells" if self.kind == "grid" else ""

@@ -25,7 +25,7 @@ SUFFIXES = (".svg", ".png")
 
 # What can be drawn: title, the fields of a row in metrics.jsonl, and of it the best answer that is the same for all.
 METRICS = {
-    "accuracy": ("train_accuracy", "val_accuracy", lambda row: row["val_majority"], "always the commonest class"),
+    "accuracy": ("train_accuracy", "val_accuracy", lambda row: row["val_majority"], "majority baseline"),
     "loss": ("train_loss", "val_loss", lambda row: row["verdict"]["class_entropy"], "the best constant answer"),
 }
 

@@ -4,7 +4,7 @@ Drift. Adam moves every weight by about the learning rate a step, however weak t
 of its input first learns what all inputs share, the answer itself: its first steps agree in direction, and on the way
 it may go blind to its input for good. The probe walks that way without training: every weight by t times the sign of
 minus the gradient of the loss with one class for all inputs. The tolerance is the largest t that leaves what the head
-reads `SHARE` of its spread over inputs; docs/log.md says how well that foretells real runs.
+reads `SHARE` of its spread over inputs; docs/log.md says how well that predicts real runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from minibert.config import TrainConfig
 from minibert.data.batches import Batch
 from minibert.engine.optimizer import linear_schedule
 from minibert.errors import InputError, Say
+from minibert.initialization import in_words
 from minibert.inside import choose, look
+from minibert.lines import cell, fold, tell
 from minibert.model import BertClassifier
 from minibert.setup import prepare
 from minibert.verdict import mean_cosine
@@ -35,7 +37,7 @@ NO_SPREAD = 1e-5  # relative spread that is float32 rounding alone
 FINEST, COARSEST = 1e-5, 1.0  # of t: a start that bears less is given about FINEST, one that bears more None
 
 
-def probe(config: TrainConfig, inputs: int, say: Say = print) -> dict[str, Any]:
+def probe(config: TrainConfig, inputs: int, say: Say = tell) -> dict[str, Any]:
     """
     Returns:
         `init`, `model`, `data`, `pool`, `inputs`, `manifest`, `parts` (see Part), `read` (cosine and relative spread,
@@ -137,23 +139,34 @@ def highest_rate(tolerance: float, warmup: int) -> float:
 
 def format_probe(result: dict[str, Any]) -> str:
     """The screen that `python -m minibert probe` shows."""
-    lines = [
-        "            matrices                            mean cosine between    norm of            branch / skip",
-        "            from           mean     std  hash   tokens  [CLS]s  means    token  gradient  attention  feed-fwd",
+    lines = ["weights     start                  matrices mean     std  hash   gradient norm"]
+    lines += [
+        f"{part['name']:<10}  {cell(in_words(part['source']), 22)}  {figure(part['mean'], 12, '.0e')}"
+        f"  {figure(part['std'], 6, '.4f')}  {part['sha256'][:5]}  {figure(part['gradient'], 13, '.1e')}"
+        for part in result["parts"]
     ]
-    for part in result["parts"]:
-        figures = (
-            (part["mean"], 8, ".0e"), (part["std"], 6, ".4f"), (part["sha256"][:5], 5, ""), (part["tokens"], 6, ".3f"),
-            (part["cls"], 6, ".3f"), (part["means"], 5, ".3f"), (part["activation"], 7, ".2f"),
-            (part["gradient"], 8, ".1e"), (part["attention"], 9, ".3f"), (part["feed_forward"], 8, ".3f"),
-        )  # fmt: skip
-        cells = (f"{'-' if value is None else format(value, form):>{width}}" for value, width, form in figures)
-        lines.append(f"{part['name']:<10}  {part['source']:<10}" + "  ".join(cells))
+    lines += [
+        "",
+        "activation  mean cosine between     norm of    branch / skip",
+        "            tokens  [CLS]s  means   a token    attention  feed-forward",
+    ]
+    lines += [
+        f"{part['name']:<10}  {figure(part['tokens'], 6, '.3f')}  {figure(part['cls'], 6, '.3f')}"
+        f"  {figure(part['means'], 5, '.3f')}  {figure(part['activation'], 8, '.2f')}"
+        f"    {figure(part['attention'], 9, '.3f')}  {figure(part['feed_forward'], 12, '.3f')}"
+        for part in result["parts"] if part["tokens"] is not None
+    ]  # fmt: skip
+    lines.append("")
     read, logits, drift = result["read"], result["logits"], result["drift"]
     what = "[CLS]" if result["pool"] == "cls" else "the mean"
     lines.append(f"the head reads {what}: cosine between inputs {read['cosine']:.5f}, spread {read['spread']:.2g}")
     lines.append(f"logits: {logits['spread']:.2g} apart over inputs, {logits['offset']:.2g} off together")
-    return "\n".join(lines + drift_lines(drift))
+    return "\n".join(map(fold, lines + drift_lines(drift)))
+
+
+def figure(value: float | None, width: int, form: str) -> str:
+    """A cell of the table; None: there is no such figure."""
+    return f"{'-' if value is None else format(value, form):>{width}}"
 
 
 def drift_lines(drift: dict[str, Any]) -> list[str]:

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from minibert.checkpoint import has_own_head
 from minibert.config import TrainConfig
 from minibert.engine.epochs import Cursor
 from minibert.errors import InputError
@@ -81,8 +82,10 @@ def begin(path: Path, setup: Setup) -> None:
     content = {
         "settings": asdict(setup.config),
         "checkpoint": {"name": source.name, "sha256": source.sha256},
+        "head": type(setup.model.head).__name__ if has_own_head(setup.model) else None,
         "dataset": {
-            "summary": data.summary, "sha256": data.sha256, "labels": data.labels,
+            "summary": data.summary, "sha256": data.sha256, "labels": data.labels, "pairs": data.pairs,
+            "encoding": None if data.encoding is None else data.encoding.to_dict(),
             "sizes": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
         },
         "device": setup.machine.describe(),

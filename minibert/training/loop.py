@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from minibert import checkpoint
 from minibert.config import TrainConfig
 from minibert.data.batches import cut
+from minibert.data.table import Table
 from minibert.engine import Engine, assemble
 from minibert.engine.epochs import Batches, Cursor, Plan, Watch, own_random_numbers, steps
 from minibert.engine.network import twin
 from minibert.engine.optimizer import Schedule, warmup_steps
-from minibert.errors import InputError, Say
+from minibert.errors import InputError, Say, Stopped
 from minibert.evaluation import predict, report
 from minibert.files import write_json
 from minibert.inside import INPUTS, choose, look
+from minibert.lines import tell
 from minibert.progress import Progress
-from minibert.setup import Setup, prepare
+from minibert.setup import Head, Setup, prepare
 from minibert.training import folder
-from minibert.training.screen import HEADER, closing, opening, row_line
+from minibert.training.screen import HEADER, closing, opening, row_lines
 from minibert.verdict import in_words, streak
 
 
-def train(config: TrainConfig, say: Say = print) -> Path:
+def train(config: TrainConfig, say: Say = tell, head: Head | None = None, table: Table | None = None) -> Path:
     """A new run, to its end.
+
+    Args:
+        head, table: a head of one's own, data in memory; a run with either can only be gone on with by who has them.
 
     Returns:
         The run's folder.
@@ -36,13 +43,14 @@ def train(config: TrainConfig, say: Say = print) -> Path:
     """
     if config.out is not None:
         folder.check_free(config.out)  # before anything long begins
-    setup = prepare(config, say)
+    setup = prepare(config, say, head, table)
     path = folder.new_folder(config.out, config.init)
     folder.begin(path, setup)
-    return fit(setup, path, None, say)
+    with stoppable(path) if head is None and table is None else nullcontext():
+        return fit(setup, path, None, say)
 
 
-def resume(path: Path, say: Say = print) -> Path:
+def resume(path: Path, say: Say = tell) -> Path:
     """Go on with a run that was stopped, where its last state stands, with its own settings.
 
     Raises:
@@ -51,6 +59,8 @@ def resume(path: Path, say: Say = print) -> Path:
     config, content = folder.read_run(path)
     if "ended" in content:
         raise InputError(f"{path} has ended: python eval.py {path} reports on it")
+    if content.get("head"):
+        raise InputError(f"{path} has a head of your own, {content['head']}; train it anew in Python")
     state = folder.load_state(path)
     setup = prepare(config, say)
     for name, was, now in (
@@ -59,7 +69,21 @@ def resume(path: Path, say: Say = print) -> Path:
     ):
         if was != now:
             raise InputError(f"{name} of {path} changed since it started (SHA-256 {was[:12]}, now {now[:12]})")
-    return fit(setup, path, state, say)
+    with stoppable(path):
+        return fit(setup, path, state, say)
+
+
+@contextmanager
+def stoppable(path: Path) -> Iterator[None]:
+    """Ctrl-C, while open, says how to go on.
+
+    Raises:
+        Stopped: in place of KeyboardInterrupt.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(f"python train.py --resume {shlex.quote(str(path))} goes on after its last whole epoch") from None
 
 
 def plan_of(config: TrainConfig, examples: int) -> Plan:
@@ -103,7 +127,8 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say) -> 
             write_json(path / "start.json", parts_now(engine, setup))
         for line in opening(config, plan.steps, plan.size, engine.schedule.warmup, path):
             say(line)
-        say(HEADER)
+        for line in HEADER:
+            say(line)
     while cursor.epoch <= config.epochs:
         if 0 < config.stop_on_collapse <= len(streak(history)):  # before an epoch: a resumed run asks, too
             say(f"stopping: --stop-on-collapse {config.stop_on_collapse}, {in_words(history)}")
@@ -117,7 +142,8 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say) -> 
         tensors = engine.state_dict() if cursor.epoch <= config.epochs else {}  # behind the last, nothing needs them
         folder.save_state(path, tensors, history, cursor)
         folder.append_row(path, row)
-        say(row_line(history))
+        for line in row_lines(history):
+            say(line)
     folder.end(path, history)
     for line in closing(history, config.bias_correction, path):
         say(line)

@@ -5,28 +5,39 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from minibert.checkpoint import load_classifier
+from minibert.checkpoint import load_classifier, read_config
+from minibert.config import TrainConfig
 from minibert.data import Examples, load_dataset
+from minibert.data.table import Table
 from minibert.engine.machine import Machine, choose_device, choose_machine
 from minibert.engine.network import Network, half_weights, length_multiple, network_for, with_copies
 from minibert.errors import InputError
 from minibert.evaluation import predict, report
 from minibert.files import replace_file
 from minibert.model import BertClassifier
+from minibert.setup import Head, make_head
 from minibert.tokenizer import Tokenizer
 from minibert.training.folder import read_run
 
 
-def evaluate_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Rebuild a run's data and best model from its folder and score validation and test.
+class Saved(NamedTuple):
+    """A run's settings, its config.json, its best model in eval mode, and its tokenizer."""
 
-    Returns:
-        {"val": report, "test": report}, and a dictionary an example for `write_predictions`.
+    config: TrainConfig
+    content: dict[str, Any]
+    model: BertClassifier
+    tokenizer: Tokenizer
+
+
+def load_run(path: Path, head: Head | None = None) -> Saved:
+    """
+    Args:
+        head: for a run with a head of one's own, that head.
 
     Raises:
-        InputError: not a run, no epoch of it has ended, or its data are not what they were.
+        InputError: not a run, no epoch of it has ended, its weights were dropped, or `head` is missing or another.
     """
     config, content = read_run(path)
     if (path / "outcome.json").is_file() and not (path / "model" / "model.safetensors").is_file():
@@ -34,8 +45,34 @@ def evaluate_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
                          " came of it, ablate --keep-weights keeps the weights, too")  # fmt: skip
     if not (path / "model" / "model.safetensors").is_file():
         raise InputError(f"{path} has no model yet; its first epoch has not ended (go on with --resume {path})")
-    model = load_classifier(path / "model")
-    data = load_dataset(config, Tokenizer.load(path / "model"), model.config.max_position_embeddings)
+    if head is None and content.get("head"):
+        name = content["head"]
+        raise InputError(
+            f"{path} was trained with a head of your own, {name}, which only Python has:"
+            f" Classifier.load({str(path)!r}, head={name})"
+        )
+    if head is not None:
+        numbers = read_config(path / "model")
+        head = make_head(head, numbers.hidden_size, numbers.num_labels)
+    return Saved(config, content, load_classifier(path / "model", head), Tokenizer.load(path / "model"))
+
+
+def evaluate_run(
+    path: Path, head: Head | None = None, table: Table | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Rebuild a run's data and best model from its folder and score validation and test.
+
+    Args:
+        head, table: what `train` was given.
+
+    Returns:
+        {"val": report, "test": report}, and a dictionary an example for `write_predictions`.
+
+    Raises:
+        InputError: as load_run; the run's data are not what they were.
+    """
+    config, content, model, tokenizer = load_run(path, head)
+    data = load_dataset(config, tokenizer, model.config.max_position_embeddings, table)
     was = content["dataset"]
     if data.sha256 != was["sha256"]:
         raise InputError(f"{config.data} changed since {path} was trained (SHA-256 {was['sha256'][:12]} then)")

@@ -1,0 +1,50 @@
+"""Lines for a terminal: 80 columns, and nothing in them but what can be seen."""
+
+from __future__ import annotations
+
+import unicodedata
+
+WIDTH = 80
+
+
+def visible(text: str) -> str:
+    """`text` with what has no picture written as an escape: a name from data must not move a cursor or end a line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def columns(text: str) -> int:
+    """How many columns a terminal gives to `text`."""
+    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+
+
+def cell(text: str, width: int) -> str:
+    """`text`, visible, in exactly `width` columns: filled with blanks, or cut, which "~" at its end says."""
+    text = visible(text)
+    if columns(text) > width:
+        while columns(text) > width - 1:
+            text = text[:-1]
+        text += "~"
+    return text + " " * (width - columns(text))
+
+
+def fold(text: str) -> str:
+    """`text`, visible, on as many lines as it needs, the later ones indented. A longer word, such as a path, stands
+    alone on its line and stays whole, so that it can be copied.
+    """
+    text = visible(text)
+    if columns(text) <= WIDTH:
+        return text
+    first, *words = text.lstrip().split(" ")
+    indent = " " * (len(text) - len(text.lstrip()))
+    lines = [indent + first]
+    for word in words:
+        if columns(lines[-1]) + 1 + columns(word) <= WIDTH:
+            lines[-1] += " " + word
+        else:
+            lines.append(f"{indent}  {word}")
+    return "\n".join(lines)
+
+
+def tell(line: str) -> None:
+    """Print a line for the user, folded."""
+    print(fold(line))
