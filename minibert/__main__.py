@@ -12,7 +12,7 @@ from pathlib import Path
 
 from minibert.commands import guarded
 from minibert.config import PRECISIONS, TrainConfig, add_flags
-from minibert.errors import InputError
+from minibert.errors import InputError, Stopped
 
 FIELDS = [entry.name for entry in fields(TrainConfig)]
 # What a probe takes of a run's settings.
@@ -96,10 +96,14 @@ def run_ablate(given: argparse.Namespace) -> int:
     stem = given.preset if given.grid is None else given.grid.stem
     stem += "".join(f"-{Path(data).stem}" for data in values.get("data", []))
     out = given.out or Path("runs") / f"ablate-{stem}"
-    failed = ablate(
-        grid, out, jobs=given.jobs, scale=given.scale, own_examples="examples" in values, dry_run=given.dry_run,
-        keep_weights=given.keep_weights, command=" ".join(["python -m minibert", *map(shlex.quote, sys.argv[1:])]),
-    )  # fmt: skip
+    command = " ".join(["python -m minibert", *map(shlex.quote, sys.argv[1:])])
+    try:
+        failed = ablate(
+            grid, out, jobs=given.jobs, scale=given.scale, own_examples="examples" in values, dry_run=given.dry_run,
+            keep_weights=given.keep_weights, command=command,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        raise Stopped("the same command goes on where it stands") from None
     if not given.dry_run:
         from minibert.lab.ablation.report import tell
 
