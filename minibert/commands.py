@@ -29,4 +29,4 @@ def guarded(command: Callable[[list[str]], int | None]) -> int:
         return 2
     except KeyboardInterrupt as stop:
         print(f"\n{name}: stopped{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
-        return 130
+        return getattr(stop, "code", 130)

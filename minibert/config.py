@@ -64,6 +64,7 @@ class TrainConfig:
     seed: str = setting(
         "0", "run", "a number, and if wanted encoder=, head=, order=, dropout=, split= apart: 7,order=3"
     )
+    save_every: float = setting(10.0, "run", "minutes between snapshots inside an epoch; 0: at its end alone")
     out: str | None = setting(None, "run", "folder of the run (default: runs/DATE-INIT)")
 
     def __post_init__(self) -> None:
@@ -86,6 +87,7 @@ class TrainConfig:
         good = is_number(warmup) and (0 <= warmup < 1 or (warmup >= 1 and warmup % 1 == 0))
         check(self, "warmup", good, "a fraction below 1 or a whole number of steps")
         check(self, "weight_decay", is_number(decay) and 0 <= decay <= 1, "a number from 0 to 1")
+        check(self, "save_every", is_number(self.save_every) and self.save_every >= 0, "minutes, at least 0")
         check(self, "clip", is_number(clip) and clip >= 0, "a norm above 0, or 0 for none")
         _ = self.rates, self.seeds  # read now, so that what is wrong in them is refused now
 

@@ -14,4 +14,8 @@ class InputError(ValueError):
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C in a run that can go on; its text says how."""
+    """Ctrl-C, or another signal, in a run that can go on; its text says how. `code` is what the process ends with."""
+
+    def __init__(self, text: str, code: int = 130) -> None:
+        super().__init__(text)
+        self.code = code

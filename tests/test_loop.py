@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from dataclasses import replace
 
 import pytest
@@ -14,14 +15,17 @@ from minibert.config import TrainConfig
 from minibert.data.batches import Batch
 from minibert.data.table import Table
 from minibert.engine import machine
+from minibert.engine.epochs import Cursor
 from minibert.engine.machine import choose_machine
 from minibert.engine.optimizer import AdamW, LossScaler
 from minibert.engine.step import Sums
-from minibert.errors import InputError
+from minibert.errors import InputError, Stopped
+from minibert.files import locked
 from minibert.inside import choose, look
 from minibert.model import BertClassifier
 from minibert.setup import prepare
-from minibert.training import folder, loop
+from minibert.training import folder, keeper, loop
+from minibert.training.keeper import Keeper
 from minibert.training.loop import resume, train
 
 FP32 = choose_machine("fp32", torch.device("cpu"))
@@ -219,6 +223,114 @@ def test_a_run_stopped_before_its_first_epoch_ended_starts_anew(config, tmp_path
         with pytest.raises(Killed):
             train(config, str)
     assert torch.equal(final(resume(tmp_path / "run", str))[0], whole[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "number"),
+    [
+        ({}, signal.SIGINT),
+        ({"accumulate": 3}, signal.SIGTERM),
+        ({"precision": "bf16", "init": "random"}, signal.SIGUSR1),
+    ],
+)
+def test_a_run_told_to_stop_inside_an_epoch_goes_on_to_the_same_bits(config, tmp_path, monkeypatch, changes, number):
+    config = replace(config, save_every=0, **changes)
+    whole = final(train(replace(config, out=str(tmp_path / "whole")), str))
+    handlers = [signal.getsignal(n) for n in keeper.SIGNALS]
+    steps, real = 0, Keeper.look
+
+    def look(self, *arguments):
+        nonlocal steps
+        steps += 1
+        if steps in (1, 4, 8):  # the first step, one in the midst, and the last of an epoch where there are 8
+            signal.raise_signal(number)
+        real(self, *arguments)
+
+    monkeypatch.setattr(Keeper, "look", look)
+    run, said = (lambda: train(config, str)), []
+    for stop in range(3):
+        with pytest.raises(Stopped, match=r"train.py --resume .*run goes on behind this step") as stopped:
+            run()
+        assert stopped.value.code == 128 + number
+        run = lambda: resume(tmp_path / "run", said.append)  # noqa: E731
+        assert (tmp_path / "run" / "state" / "state.safetensors").exists(), stop
+    assert final(run())[1] == whole[1]
+    assert torch.equal(final(tmp_path / "run")[0], whole[0])
+    assert any(line.startswith("resuming in epoch 1, after step 1 of ") for line in said)
+    assert not any("last bits" in line for line in said)
+    assert [signal.getsignal(n) for n in keeper.SIGNALS] == handlers
+    assert all(row["seconds"] > 0 for row in rows_of(tmp_path / "run"))
+
+
+def test_snapshots_are_taken_by_the_clock_and_a_kill_loses_what_came_after(config, tmp_path, monkeypatch):
+    whole = final(train(replace(config, out=str(tmp_path / "whole")), str))
+    seen, real = [], loop.folder.save_state
+
+    def save(path, state):
+        real(path, state)
+        seen.append(state.cursor)
+        if len(seen) == 5:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.folder, "save_state", save)
+        with pytest.raises(Killed):
+            train(replace(config, save_every=1e-9), str)
+    assert seen == [Cursor(1, step) for step in range(1, 6)]
+    assert final(resume(tmp_path / "run", str))[1] == whole[1]
+    assert torch.equal(final(tmp_path / "run")[0], whole[0])
+
+
+def test_a_second_signal_ends_at_once_and_an_ignored_one_stays_ignored(tmp_path):
+    one = Keeper(tmp_path, 0, obeys=True)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with one.listening():
+            signal.raise_signal(signal.SIGTERM)
+            assert one.told is None
+            signal.raise_signal(signal.SIGINT)
+            assert one.told == signal.SIGINT
+            with pytest.raises(Stopped, match="goes on from its last snapshot"):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with Keeper(tmp_path, 0, obeys=False).listening():
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_that_goes_on_with_other_threads_says_so(config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.folder, "append_row", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            train(config, str)
+    content = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(content | {"device": "CPU, 64 threads"}))
+    said = []
+    resume(tmp_path / "run", said.append)
+    assert any(line.startswith("it began on CPU, 64 threads, torch ") and "last bits may" in line for line in said)
+
+
+def test_two_processes_are_never_at_one_run(config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.folder, "append_row", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            train(config, str)
+    with locked(tmp_path / "run" / "lock") as free:
+        assert free
+        with pytest.raises(InputError, match=r"another process is training .*run; wait for it"):
+            resume(tmp_path / "run", str)
+    assert (resume(tmp_path / "run", str) / "model").exists()
+    assert not (tmp_path / "run" / "lock").exists()
+
+
+def test_a_state_of_another_version_is_one_line(config, tmp_path, monkeypatch):
+    real = loop.Engine.state_dict
+    monkeypatch.setattr(loop.Engine, "state_dict", lambda self: {k: v for k, v in real(self).items() if k != "sums"})
+    monkeypatch.setattr(Keeper, "look", lambda self, cursor, save: save(cursor) or (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        train(config, str)
+    with pytest.raises(InputError, match="its state lacks 'sums'; start the run anew"):
+        resume(tmp_path / "run", str)
 
 
 def test_resume_refuses_other_data(config, tmp_path, monkeypatch):

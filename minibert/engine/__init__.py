@@ -57,6 +57,7 @@ class Engine:
         """All that training changed, on the CPU: flat, tensors only."""
         parts = {"model": self.trained, "adamw": self.state.optimizer, "scaler": self.state.scaler}
         tensors = {f"{name}.{key}": t for name, part in parts.items() for key, t in part.state_dict().items()}
+        tensors["sums"] = self.state.sums.total
         return {key: t.detach().cpu() for key, t in tensors.items()}
 
     @torch.no_grad()
@@ -70,6 +71,7 @@ class Engine:
             tensor.copy_(tensors[f"model.{name}"])
         optimizer.load_state_dict(named(tensors, "adamw."))
         self.state.scaler.load_state_dict(named(tensors, "scaler."))
+        self.state.sums.total.copy_(tensors["sums"])
         for name, copied in optimizer.half.items():
             copied.copy_(optimizer.parameters[name])
 

@@ -164,18 +164,21 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 
 class SavedState(NamedTuple):
-    """Where a run stands: what training changed, the rows of its epochs, and what comes next."""
+    """Where a run stands: what training changed, the rows of its epochs, what comes next, and the seconds that the
+    epoch in hand has taken.
+    """
 
     tensors: dict[str, Tensor]
     history: list[dict[str, Any]]
     cursor: Cursor
+    seconds: float = 0.0
 
 
-def save_state(path: Path, tensors: dict[str, Tensor], history: list[dict[str, Any]], cursor: Cursor) -> None:
+def save_state(path: Path, state: SavedState) -> None:
     """One file, replaced in one step."""
     (path / "state").mkdir(exist_ok=True)
-    tensors = tensors | {"cursor": torch.tensor(astuple(cursor))}
-    metadata = {"history": json.dumps(history)}
+    tensors = state.tensors | {"cursor": torch.tensor(astuple(state.cursor))}
+    metadata = {"history": json.dumps(state.history), "seconds": repr(state.seconds)}
     replace_file(path / "state" / "state.safetensors", lambda beside: save_file(tensors, beside, metadata))
 
 
@@ -191,8 +194,9 @@ def load_state(path: Path) -> SavedState | None:
     try:
         with safe_open(file_path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return SavedState(tensors, json.loads(file.metadata()["history"]), Cursor(*tensors.pop("cursor").tolist()))
-    except (SafetensorError, KeyError, TypeError) as error:
+            rest, cursor = file.metadata(), Cursor(*tensors.pop("cursor").tolist())
+            return SavedState(tensors, json.loads(rest["history"]), cursor, float(rest["seconds"]))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file_path} is not whole ({error}); start the run anew") from None
 
 

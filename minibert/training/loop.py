@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,12 +18,13 @@ from minibert.engine.network import twin
 from minibert.engine.optimizer import Schedule, warmup_steps
 from minibert.errors import InputError, Say, Stopped
 from minibert.evaluation import predict, report
-from minibert.files import write_json
+from minibert.files import locked, write_json
 from minibert.inside import INPUTS, choose, look
 from minibert.lines import tell
 from minibert.progress import Progress
 from minibert.setup import Head, Setup, prepare
 from minibert.training import folder
+from minibert.training.keeper import Keeper, how_to_go_on
 from minibert.training.screen import HEADER, closing, opening, row_lines
 from minibert.verdict import in_words, streak
 
@@ -46,8 +46,10 @@ def train(config: TrainConfig, say: Say = tell, head: Head | None = None, table:
     setup = prepare(config, say, head, table)
     path = folder.new_folder(config.out, config.init)
     folder.begin(path, setup)
-    with stoppable(path) if head is None and table is None else nullcontext():
-        return fit(setup, path, None, say)
+    with holding(path):
+        own = head is not None or table is not None
+        with nullcontext() if own else stoppable(path):
+            return fit(setup, path, None, say, obeys=not own)
 
 
 def resume(path: Path, say: Say = tell) -> Path:
@@ -56,6 +58,13 @@ def resume(path: Path, say: Say = tell) -> Path:
     Raises:
         InputError: not a run, one that has ended, or its data or checkpoint are not what they were.
     """
+    folder.read_run(path)  # before a lock is made in what is no run
+    with holding(path):
+        return go_on(path, say)
+
+
+def go_on(path: Path, say: Say) -> Path:
+    """`resume`, where nobody else is at the run."""
     config, content = folder.read_run(path)
     if "ended" in content:
         raise InputError(f"{path} has ended: python eval.py {path} reports on it")
@@ -69,8 +78,26 @@ def resume(path: Path, say: Say = tell) -> Path:
     ):
         if was != now:
             raise InputError(f"{name} of {path} changed since it started (SHA-256 {was[:12]}, now {now[:12]})")
+    was = f"{content.get('device')}, torch {content.get('versions', {}).get('torch')}"
+    now = f"{setup.machine.describe()}, torch {folder.installed('torch')}"
+    if was != now:
+        say(f"it began on {was}; now {now}: the last bits may differ from a run that never was stopped")
     with stoppable(path):
-        return fit(setup, path, state, say)
+        return fit(setup, path, state, say, obeys=True)
+
+
+@contextmanager
+def holding(path: Path) -> Iterator[None]:
+    """Keep other processes from the run.
+
+    Raises:
+        InputError: one is at it already.
+    """
+    with locked(path / "lock") as free:
+        if not free:
+            raise InputError(f"another process is training {path}; wait for it, or stop it first")
+        yield
+        (path / "lock").unlink(missing_ok=True)  # the run has ended
 
 
 @contextmanager
@@ -82,8 +109,10 @@ def stoppable(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except Stopped:
+        raise
     except KeyboardInterrupt:
-        raise Stopped(f"python train.py --resume {shlex.quote(str(path))} goes on after its last whole epoch") from None
+        raise Stopped(f"{how_to_go_on(path)} goes on from its last snapshot") from None
 
 
 def plan_of(config: TrainConfig, examples: int) -> Plan:
@@ -109,20 +138,29 @@ def batches_of(engine: Engine, plan: Plan) -> Batches:
     return batches
 
 
-def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say) -> Path:
-    """Train from `state` (None: from the start) to the last epoch; keep the best epoch in PATH/model."""
+def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obeys: bool) -> Path:
+    """Train from `state` (None: from the start) to the last epoch; keep the best epoch in PATH/model.
+
+    Args:
+        obeys: whether a signal ends the run in order, saved behind a step.
+    """
     config, data = setup.config, setup.data
     plan = plan_of(config, len(data.train))
     history: list[dict[str, Any]] = []
-    cursor = Cursor()
+    cursor, seconds = Cursor(), 0.0
     if state is not None:
-        tensors, history, cursor = state
+        tensors, history, cursor, seconds = state
         folder.write_history(path, history)  # a kill may have come between the state and the row
-        say(f"resuming after epoch {cursor.epoch - 1} of {config.epochs}")
+        where = f"in epoch {cursor.epoch}, after step {cursor.step:,} of {plan.steps:,}"
+        say(f"resuming {where if cursor.step else f'after epoch {cursor.epoch - 1} of {config.epochs}'}")
+    keeper = Keeper(path, config.save_every, obeys)
     if cursor.epoch <= config.epochs:
         engine = engine_of(setup, plan, say)
         if state is not None:
-            engine.load_state_dict(tensors)
+            try:
+                engine.load_state_dict(tensors)
+            except KeyError as error:
+                raise InputError(f"{path}: its state lacks {error}; start the run anew") from None
         elif config.layers:
             write_json(path / "start.json", parts_now(engine, setup))
         for line in opening(config, plan.steps, plan.size, engine.schedule.warmup, path):
@@ -133,14 +171,14 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say) -> 
         if 0 < config.stop_on_collapse <= len(streak(history)):  # before an epoch: a resumed run asks, too
             say(f"stopping: --stop-on-collapse {config.stop_on_collapse}, {in_words(history)}")
             break
-        row = one_epoch(engine, setup, plan, cursor, path)
+        row = one_epoch(engine, setup, plan, cursor, path, history, keeper, seconds)
         best = all(row["val_accuracy"] > earlier["val_accuracy"] for earlier in history)  # ties: the earlier
-        history, cursor = [*history, row], Cursor(cursor.epoch + 1)
+        history, cursor, seconds = [*history, row], Cursor(cursor.epoch + 1), 0.0
         # In this order a kill at any moment loses the epoch at most, and the next try comes to the same result.
         if best:
             checkpoint.save_pretrained(engine.model(), path / "model", data.labels)
         tensors = engine.state_dict() if cursor.epoch <= config.epochs else {}  # behind the last, nothing needs them
-        folder.save_state(path, tensors, history, cursor)
+        folder.save_state(path, folder.SavedState(tensors, history, cursor))
         folder.append_row(path, row)
         for line in row_lines(history):
             say(line)
@@ -150,14 +188,21 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say) -> 
     return path
 
 
-def one_epoch(engine: Engine, setup: Setup, plan: Plan, cursor: Cursor, path: Path) -> dict[str, Any]:
+def one_epoch(
+    engine: Engine, setup: Setup, plan: Plan, cursor: Cursor, path: Path, history: list[dict[str, Any]],
+    keeper: Keeper, seconds: float,
+) -> dict[str, Any]:  # fmt: skip
     """Train from `cursor` to the end of its epoch and validate.
+
+    Args:
+        history: the rows of the epochs before; seconds: what this one has taken already.
 
     Returns:
         The epoch's row in metrics.jsonl.
 
     Raises:
         InputError: gradients that are not finite.
+        Stopped: a signal came; the run is saved behind a step.
     """
     data, val_split = setup.data, engine.splits[1]
 
@@ -168,18 +213,25 @@ def one_epoch(engine: Engine, setup: Setup, plan: Plan, cursor: Cursor, path: Pa
             " the epochs before"
         )
 
+    def save(now: Cursor) -> None:
+        spent = seconds + time.monotonic() - start
+        folder.save_state(path, folder.SavedState(engine.state_dict(), history, now, spent))
+
     done = (cursor.epoch - 1) * plan.examples
-    bar, watch, start = Progress(plan.epochs * plan.examples, done), Watch(engine, unusable), time.monotonic()
-    engine.state.sums.clear()
+    bar = Progress(plan.epochs * plan.examples, done + cursor.step * plan.size)
+    watch, start = Watch(engine, unusable), time.monotonic()
+    if not cursor.step:
+        engine.state.sums.clear()
     try:
-        with own_random_numbers(engine.machine.device):
+        with own_random_numbers(engine.machine.device), keeper.listening():
             for now in steps(engine, plan, cursor, batches_of(engine, plan)):
                 watch.look()
                 bar.reach(done + min(plan.examples, now.step * plan.size), lambda: progress_text(cursor, plan, watch))
+                keeper.look(now, save)
         seen = watch.read()
     finally:
         bar.clear()
-    seconds = time.monotonic() - start
+    seconds += time.monotonic() - start
     val = report(predict(engine.network, val_split), val_split.labels, data.labels)
     taken = int(engine.state.optimizer.steps)
     return {

@@ -1,0 +1,68 @@
+"""Where a run stands, saved now and then inside an epoch and when it is told to stop."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from minibert.engine.epochs import Cursor
+from minibert.errors import Stopped
+
+# Ctrl-C, a shutdown, and what schedulers send before they take a machine away
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
+
+class Keeper:
+    """
+    Args:
+        path: the run's folder.
+        minutes: between two snapshots; 0: none inside an epoch.
+        obeys: whether signals end the run in order; one that is ignored stays ignored.
+    """
+
+    def __init__(self, path: Path, minutes: float, obeys: bool) -> None:
+        self.path, self.seconds, self.obeys = path, 60 * minutes, obeys
+        self.told: int | None = None
+        self.saved = time.monotonic()
+
+    def look(self, cursor: Cursor, save: Callable[[Cursor], None]) -> None:
+        """Save behind a step where it is time, or where a signal came.
+
+        Raises:
+            Stopped: a signal came; what `cursor` stands for is saved.
+        """
+        if self.told is not None:
+            save(cursor)
+            raise Stopped(f"{how_to_go_on(self.path)} goes on behind this step", 128 + self.told)
+        if self.seconds and time.monotonic() - self.saved > self.seconds:
+            save(cursor)
+            self.saved = time.monotonic()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While open, a first signal is kept for `look`, and a second one ends the process at once."""
+        before = {}
+        if self.obeys and threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    before[number] = signal.signal(number, self.heard)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def heard(self, number: int, frame: FrameType | None) -> None:
+        if self.told is not None:
+            raise Stopped(f"{how_to_go_on(self.path)} goes on from its last snapshot", 128 + number)
+        self.told = number
+
+
+def how_to_go_on(path: Path) -> str:
+    return f"python train.py --resume {shlex.quote(str(path))}"
