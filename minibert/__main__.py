@@ -1,4 +1,4 @@
-"""python -m minibert ablate | plot | probe | parity | bench | fetch"""
+"""python -m minibert predict | ablate | plot | probe | parity | bench | fetch"""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ SETTINGS = ("init", "model", "pool", "data", "charset", "encoding", "channels", 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m minibert")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="ablate | plot | probe | parity | bench | fetch")
+    verbs = parser.add_subparsers(
+        dest="verb", required=True, metavar="predict | ablate | plot | probe | parity | bench | fetch"
+    )
+    add_predict_flags(verbs.add_parser("predict", help="a run's answers for new texts or windows"))
     ablate = verbs.add_parser("ablate", help="run a grid of settings and seeds, and say what the starts were worth")
     add_ablate_flags(ablate)
     fetch = verbs.add_parser("fetch", help="put a checkpoint into weights/, to be had without a network from then on")
@@ -47,9 +50,29 @@ def main(arguments: list[str]) -> int:
     bench.add_argument("--growth", action="store_true", help="instead: how a step grows with batch, layers, vocabulary")
     bench.add_argument("--json", action="store_true", help="all figures as JSON")
     given = parser.parse_args(arguments)
-    run = {"ablate": run_ablate, "plot": run_plot, "probe": run_probe, "parity": run_parity, "bench": run_bench,
+    run = {"predict": run_predict, "ablate": run_ablate, "plot": run_plot, "probe": run_probe,
+           "parity": run_parity, "bench": run_bench,
            "fetch": run_fetch}  # fmt: skip
     return run[given.verb](given)
+
+
+def add_predict_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="the folder of a run")
+    parser.add_argument(
+        "file", metavar="FILE", nargs="?", default="-",
+        help="one text a line (.txt), a column text (.csv, .tsv, .jsonl), an array x (.npz); -: texts from standard"
+        " input (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="FILE", type=Path, help="a .csv or .jsonl file (default: to standard output)")
+    parser.add_argument("--json", action="store_true", help="JSON lines to standard output instead of CSV")
+    parser.add_argument("--charset", metavar="NAME", default="utf-8", help="encoding of the texts (default: utf-8)")
+
+
+def run_predict(given: argparse.Namespace) -> int:
+    from minibert.predict import predict_file
+
+    predict_file(given.run, given.file, given.out, given.charset, given.json)
+    return 0
 
 
 def add_ablate_flags(parser: argparse.ArgumentParser) -> None:
