@@ -1,4 +1,4 @@
-"""python -m minibert predict | ablate | plot | probe | parity | bench | fetch"""
+"""python -m minibert predict | ablate | report | plot | probe | parity | bench | fetch"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from minibert.commands import guarded
 from minibert.config import PRECISIONS, TrainConfig, add_flags
-from minibert.errors import InputError
+from minibert.errors import InputError, Stopped
 
 FIELDS = [entry.name for entry in fields(TrainConfig)]
 # What a probe takes of a run's settings.
@@ -23,7 +23,7 @@ SETTINGS = ("init", "model", "pool", "data", "charset", "encoding", "channels", 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m minibert")
     verbs = parser.add_subparsers(
-        dest="verb", required=True, metavar="predict | ablate | plot | probe | parity | bench | fetch"
+        dest="verb", required=True, metavar="predict | ablate | report | plot | probe | parity | bench | fetch"
     )
     add_predict_flags(verbs.add_parser("predict", help="a run's answers for new texts or windows"))
     ablate = verbs.add_parser("ablate", help="run a grid of settings and seeds, and say what the starts were worth")
@@ -49,10 +49,13 @@ def main(arguments: list[str]) -> int:
     bench.add_argument("--rounds", type=int, default=3, metavar="N", help="turns that the two sides take (default: 3)")
     bench.add_argument("--growth", action="store_true", help="instead: how a step grows with batch, layers, vocabulary")
     bench.add_argument("--json", action="store_true", help="all figures as JSON")
+    report = verbs.add_parser("report", help="what a grid of runs says: tables, and a page with pictures")
+    report.add_argument("folder", metavar="DIR", help="the grid's, as ablate names it")
+    report.add_argument("--baseline", metavar="START", help="the start that others are compared with (default: random)")
+    report.add_argument("--out", metavar="FOLDER", help="where the page goes (default: DIR/report)")
     given = parser.parse_args(arguments)
-    run = {"predict": run_predict, "ablate": run_ablate, "plot": run_plot, "probe": run_probe,
-           "parity": run_parity, "bench": run_bench,
-           "fetch": run_fetch}  # fmt: skip
+    run = {"predict": run_predict, "ablate": run_ablate, "report": run_report, "plot": run_plot, "probe": run_probe,
+           "parity": run_parity, "bench": run_bench, "fetch": run_fetch}  # fmt: skip
     return run[given.verb](given)
 
 
@@ -103,6 +106,8 @@ def run_ablate(given: argparse.Namespace) -> int:
         raise InputError("--seeds and --seed: give one of them")
     grid = preset(given.preset) if given.grid is None else read_grid_file(given.grid)
     grid = grid.override(values)
+    if "init" in values:
+        grid = replace(grid, title="", question="")  # the preset's question was about its own starts
     if given.baseline is not None:
         grid = replace(grid, baseline=given.baseline)
     if given.seeds is not None:
@@ -111,10 +116,18 @@ def run_ablate(given: argparse.Namespace) -> int:
     stem = given.preset if given.grid is None else given.grid.stem
     stem += "".join(f"-{Path(data).stem}" for data in values.get("data", []))
     out = given.out or Path("runs") / f"ablate-{stem}"
-    failed = ablate(
-        grid, out, jobs=given.jobs, scale=given.scale, own_examples="examples" in values, dry_run=given.dry_run,
-        keep_weights=given.keep_weights, command=" ".join(["python -m minibert", *map(shlex.quote, sys.argv[1:])]),
-    )  # fmt: skip
+    command = " ".join(["python -m minibert", *map(shlex.quote, sys.argv[1:])])
+    try:
+        failed = ablate(
+            grid, out, jobs=given.jobs, scale=given.scale, own_examples="examples" in values, dry_run=given.dry_run,
+            keep_weights=given.keep_weights, command=command,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        raise Stopped("the same command goes on where it stands") from None
+    if not given.dry_run:
+        from minibert.lab.ablation.report import tell
+
+        tell(out, given.baseline)
     return 1 if failed else 0
 
 
@@ -177,6 +190,13 @@ def run_bench(given: argparse.Namespace) -> int:
         result = bench(names, given.precision, given.rounds, say, given.device)
     if given.json:
         print(json.dumps(result, indent=1))
+    return 0
+
+
+def run_report(given: argparse.Namespace) -> int:
+    from minibert.lab.ablation.report import tell
+
+    tell(given.folder, given.baseline, given.out)
     return 0
 
 

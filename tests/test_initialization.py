@@ -308,9 +308,9 @@ def test_one_layer_has_no_other_order(tiny):
         initialize(BertClassifier(replace(TINY, num_hidden_layers=1)), Init.parse("permute-layers"), tiny, Seeds())
 
 
-def test_the_readme_has_every_scheme():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").split("## Starting weights")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (`.*?`) \|", readme, re.MULTILINE)
+def test_the_documentation_has_every_scheme():
+    page = (ROOT / "docs" / "starts.md").read_text(encoding="utf-8").split("## Starting weights")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?`) \|", page, re.MULTILINE)
     assert [name for row in rows for name in re.findall("`(.*?)`", row) if name in forms()] == forms()
 
 

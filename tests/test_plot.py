@@ -59,11 +59,12 @@ def test_a_line_stands_where_its_numbers_are():
 
 
 def test_dots_of_braille_are_where_unicode_has_them():
-    panel = Panel((0, 2 * COLUMNS - 1), (0, 4 * ROWS - 1), plain=False)
-    for x, y in ((0, 0), (1, 3)):  # the dots 7 and 4
-        column, row = panel.dot((x, y))
-        panel.put(column, row, "A")
-    assert panel.lines()[-1][0] == "⡈"
+    shown = ""
+    for place in ((x, y) for x in (0, 1) for y in (3, 2, 1, 0)):
+        panel = Panel((0, 2 * COLUMNS - 1), (0, 4 * ROWS - 1), plain=False)
+        panel.put(*panel.dot(place), "A")
+        shown += panel.lines()[-1][0]
+    assert shown == "⠁⠂⠄⡀⠈⠐⠠⢀"
 
 
 def test_two_lines_on_one_another_and_a_level_beneath():
@@ -144,7 +145,7 @@ def test_encodings(encoding, plain):
 @pytest.mark.parametrize("suffix", [".svg", ".png"])
 def test_a_picture_has_the_same_bytes_each_time(folder_of, tmp_path, suffix):
     pytest.importorskip("matplotlib")
-    runs = read([folder_of("$one$", [0.3, 0.5, 0.9]), folder_of("two", [0.4])])
+    runs = read([folder_of("$^$", [0.3, 0.5, 0.9]), folder_of("two", [0.4])])
     files = [tmp_path / f"{name}{suffix}" for name in "ab"]
     for file in files:
         picture(runs, ["accuracy", "loss"], file)

@@ -31,12 +31,14 @@ from minibert.files import locked, read_json, write_json
 from minibert.lab.ablation.grid import Grid, label_of, name_of, settings_of, shown, varying
 from minibert.lab.ablation.worker import BUSY, DONE, FAILED, is_done, run_folder
 from minibert.lab.workloads import forward_work
+from minibert.lines import tell
 from minibert.progress import duration
 from minibert.setup import Ground, settle
 
 FORMAT = 1
 POLL = 1.0  # seconds
 BYTES = 1e9, 30  # a job's memory: torch and data, and for each weight: weight, gradient, moments, copies in passing
+ALWAYS = ("data", "model", "examples", "epochs", "batch_size", "lr", "warmup", "precision")
 SEEDLESS = ("lr", "warmup", "epochs", "seed", "out", "weight_decay", "clip", "bias_correction", "stop_on_collapse")
 
 
@@ -97,6 +99,7 @@ def plan(grid: Grid, path: Path, scale: float, own_examples: bool, command: str)
         "title": grid.title,
         "question": grid.question,
         "baseline": grid.baseline,
+        "claims": grid.claims,
         "settled": {"model": first["model"], "precision": first["precision"]} | settled,
         "data": before.get("data", {}) | data,
         "commands": list(dict.fromkeys([*before.get("commands", []), command])),
@@ -174,24 +177,16 @@ def opening(planned: Planned, path: Path, jobs: int, threads: int) -> list[str]:
     all_settings = [run.settings for run in planned.runs]
     names = varying(all_settings)
     shared = planned.runs[0].settings
-    lines = [f"{len(planned.runs)} run{'s' * (len(planned.runs) > 1)}, {jobs} at a time; {path}"]
+    each = f"{threads} thread{'s' * (threads > 1)}" + " each" * (jobs > 1)
+    lines = [f"{len(planned.runs)} run{'s' * (len(planned.runs) > 1)}, {jobs} at a time with {each}; {path}"]
     for name in names:
         values = list(dict.fromkeys(shown(settings[name]) for settings in all_settings))
-        lines += wrapped(f"  {name}: {', '.join(values)}")
+        lines.append(f"  {name}: {', '.join(values)}")
     usual = settings_of(TrainConfig())
     fixed = [name for name in shared if name not in names and (shared[name] != usual[name] or name in ALWAYS)]
-    lines += wrapped("  all: " + ", ".join(f"{name} {shown(shared[name])}" for name in fixed))
+    lines.append("  all: " + ", ".join(f"{name} {shown(shared[name])}" for name in fixed))
     done = sum(is_done(run_folder(path, run.name)) for run in planned.runs)
     return lines + ([f"  {done} done before"] if done else [])
-
-
-ALWAYS = ("data", "model", "examples", "epochs", "batch_size", "lr", "warmup", "precision")
-
-
-def wrapped(text: str, width: int = 80) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(text, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 
 def foretell(planned: Planned, threads: int) -> float:
@@ -235,23 +230,25 @@ class Worker:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8",
                 env=os.environ | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count},
             )  # fmt: skip
+        process = self.process  # `stop` may take it away
         try:
-            self.process.stdin.write(json.dumps(order) + "\n")
-            self.process.stdin.flush()
-            line = self.process.stdout.readline()
+            process.stdin.write(json.dumps(order) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
         except BrokenPipeError:
             line = ""
-        if line:
+        if line.endswith("\n"):
             return json.loads(line)
-        code, self.process = self.process.wait(), None
+        code, self.process = process.wait(), None
         cause = f"signal {-code}" if code < 0 else f"exit code {code}"
         hint = "; was there enough memory? try --jobs 1" if code == -9 else ""
         return {"name": order["name"], "state": FAILED, "reason": f"its process ended with {cause}{hint}"}
 
     def stop(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
+        process = self.process
+        if process is not None:
+            process.kill()
+            process.wait()
 
 
 @dataclass
@@ -397,7 +394,7 @@ class Display:
 
 def ablate(
     grid: Grid, path: Path, *, jobs: int | None = None, scale: float = 1.0, own_examples: bool = True,
-    dry_run: bool = False, keep_weights: bool = False, command: str = "", say: Say = print,
+    dry_run: bool = False, keep_weights: bool = False, command: str = "", say: Say = tell,
 ) -> list[Run]:  # fmt: skip
     """Run what is not done yet of a grid in `path`.
 

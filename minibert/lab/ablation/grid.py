@@ -6,6 +6,7 @@ A grid file is TOML:
     question = "one sentence"
     baseline = "random"            # the start that the others are compared with
     seeds = 6                      # 0 to 5, the same for all settings, so that runs are paired
+    claims = false                 # whether the report judges the notebook's claims on it
     [settings]                     # of every run
     batch_size = 8
     [[product]]                    # one or more; any field of TrainConfig, one value or a list
@@ -56,6 +57,7 @@ class Grid:
     Attributes:
         baseline: the start that others are compared with; None: it is chosen by who compares.
         seeds: how many each setting gets, from 0 on; settings that name `seed` have those.
+        claims: the notebook's are judged on it.
     """
 
     products: list[Product]
@@ -63,6 +65,7 @@ class Grid:
     question: str = ""
     baseline: str | None = None
     seeds: int = 1
+    claims: bool = False
 
     def override(self, values: Values) -> Grid:
         """The same with other values for some settings, in every product."""
@@ -97,7 +100,9 @@ def read_grid_file(path: Path) -> Grid:
         raise InputError(f"there is no grid file {path}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}") from None
-    known = {"title": str, "question": str, "baseline": str, "seeds": int, "settings": dict, "product": list}
+    known = {
+        "title": str, "question": str, "baseline": str, "seeds": int, "claims": bool, "settings": dict, "product": list,
+    }  # fmt: skip
     for key, value in content.items():
         if key not in known or type(value) is not known[key]:
             kinds = ", ".join(f"{name} ({kind.__name__})" for name, kind in known.items())
@@ -114,7 +119,8 @@ def read_grid_file(path: Path) -> Grid:
         products.append(Product(common | values_of(path, where, entry), **texts))
     seeds = content.get("seeds", 1)
     check_seeds(seeds)
-    return Grid(products, *(content.get(key, "") for key in ("title", "question")), content.get("baseline"), seeds)
+    texts = (content.get(key, "") for key in ("title", "question"))
+    return Grid(products, *texts, content.get("baseline"), seeds, content.get("claims", False))
 
 
 def preset(name: str) -> Grid:
