@@ -13,7 +13,8 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import check_estimator
+from sklearn.utils.validation import check_is_fitted, validate_data
 from test_classifier import LABELS, TEXTS, WINDOWS, MyHead
 
 from minibert.config import TrainConfig
@@ -93,7 +94,32 @@ def test_a_setting_out_of_range_is_refused_by_fit_not_before(estimator):
         estimator.fit(TEXTS, LABELS)
 
 
-@pytest.mark.filterwarnings("ignore:Can't test estimator")  # with its tables of numbers (n, features)
-@parametrize_with_checks([MiniBertClassifier()])
-def test_the_checks_of_scikit_learn_that_need_no_table_of_numbers(estimator, check):
-    check(estimator)
+class OfTables(MiniBertClassifier):
+    """scikit-learn's checks fit tables of numbers (n, features); here a row is written as a text. They want an accuracy
+    of 0.83 at once, which two layers 24 wide do not reach in an epoch; all else holds.
+    """
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = True
+        tags.input_tags.one_d_array = tags.input_tags.three_d_array = tags.input_tags.string = False
+        tags.classifier_tags.poor_score = True
+        return tags
+
+    def texts(self, x, reset):
+        return [" ".join(f"{value:.1f}" for value in row) for row in validate_data(self, x, reset=reset)]
+
+    def fit(self, x, y):
+        return super().fit(self.texts(x, True), y)
+
+    def predict_proba(self, x):
+        check_is_fitted(self)
+        return super().predict_proba(self.texts(x, False))
+
+
+def test_the_checks_of_scikit_learn(tiny):
+    estimator = OfTables(model=str(tiny), epochs=1, lr=3e-3, batch_size=16, precision="fp32")
+    results = check_estimator(estimator, on_fail=None, on_skip=None)
+    assert len(results) > 40
+    failed = {result["check_name"]: result["exception"] for result in results if result["status"] == "failed"}
+    assert not failed, failed
