@@ -1,10 +1,13 @@
 """minibert/classifier.py: train and predict from Python, on files and on data in memory, silently."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from importlib.metadata import version
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -254,3 +257,19 @@ def test_the_readers_own_check_still_names_the_file(tmp_path):
     np.savez(tmp_path / "a.npz", x=WINDOWS, y=np.arange(59))
     with pytest.raises(InputError, match=r"a.npz: y has shape \(59,\)"):
         read_windows(tmp_path / "a.npz")
+
+
+def test_the_page_on_python_runs_from_top_to_bottom(tiny, tmp_path, monkeypatch):
+    """With a tiny checkpoint under the names that the page uses; what needs scikit-learn where it is installed."""
+    for name in ("bert-base-uncased", "minilm-l6"):
+        shutil.copytree(tiny, tmp_path / "weights" / name)
+    monkeypatch.setenv("MINIBERT_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
+    assert len(blocks) == 5
+    names = {}
+    for block in blocks:
+        if "sklearn" not in block or find_spec("sklearn"):
+            exec(block, names)
+    assert set(names["clf"].labels) == {"low", "high"}
+    assert (tmp_path / "folder" / "model.safetensors").is_file()
