@@ -1,4 +1,4 @@
-"""python -m minibert ablate | report | plot | probe | parity | bench | fetch"""
+"""python -m minibert predict | ablate | report | plot | probe | parity | bench | fetch"""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ SETTINGS = ("init", "model", "pool", "data", "charset", "encoding", "channels", 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m minibert")
     verbs = parser.add_subparsers(
-        dest="verb", required=True, metavar="ablate | report | plot | probe | parity | bench | fetch"
+        dest="verb", required=True, metavar="predict | ablate | report | plot | probe | parity | bench | fetch"
     )
+    add_predict_flags(verbs.add_parser("predict", help="a run's answers for new texts or windows"))
     ablate = verbs.add_parser("ablate", help="run a grid of settings and seeds, and say what the starts were worth")
     add_ablate_flags(ablate)
     fetch = verbs.add_parser("fetch", help="put a checkpoint into weights/, to be had without a network from then on")
@@ -53,9 +54,28 @@ def main(arguments: list[str]) -> int:
     report.add_argument("--baseline", metavar="START", help="the start that others are compared with (default: random)")
     report.add_argument("--out", metavar="FOLDER", help="where the page goes (default: DIR/report)")
     given = parser.parse_args(arguments)
-    run = {"ablate": run_ablate, "report": run_report, "plot": run_plot, "probe": run_probe, "parity": run_parity,
-           "bench": run_bench, "fetch": run_fetch}  # fmt: skip
+    run = {"predict": run_predict, "ablate": run_ablate, "report": run_report, "plot": run_plot, "probe": run_probe,
+           "parity": run_parity, "bench": run_bench, "fetch": run_fetch}  # fmt: skip
     return run[given.verb](given)
+
+
+def add_predict_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="the folder of a run")
+    parser.add_argument(
+        "file", metavar="FILE", nargs="?", default="-",
+        help="one text a line (.txt), a column text (.csv, .tsv, .jsonl), an array x (.npz); -: texts from standard"
+        " input (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="FILE", type=Path, help="a .csv or .jsonl file (default: to standard output)")
+    parser.add_argument("--json", action="store_true", help="JSON lines to standard output instead of CSV")
+    parser.add_argument("--charset", metavar="NAME", default="utf-8", help="encoding of the texts (default: utf-8)")
+
+
+def run_predict(given: argparse.Namespace) -> int:
+    from minibert.predict import predict_file
+
+    predict_file(given.run, given.file, given.out, given.charset, given.json)
+    return 0
 
 
 def add_ablate_flags(parser: argparse.ArgumentParser) -> None:

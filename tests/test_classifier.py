@@ -1,10 +1,13 @@
 """minibert/classifier.py: train and predict from Python, on files and on data in memory, silently."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from importlib.metadata import version
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -107,6 +110,7 @@ def test_a_head_starts_from_the_heads_seed_whatever_has_been_drawn_before(config
         def __init__(self, *sizes):
             super().__init__(*sizes)
             self.other = nn.Parameter(torch.randn(3))  # no reset_parameters reaches it: the constructor's draw stays
+            self.made = self.other.detach().clone()
             made.append(self)
 
         def reset_parameters(self):
@@ -117,8 +121,9 @@ def test_a_head_starts_from_the_heads_seed_whatever_has_been_drawn_before(config
         torch.manual_seed(i)
         torch.randn(3)
         train(replace(config, seed=seed, epochs=1, out=str(tmp_path / str(i))), (TEXTS, LABELS), head=Kept)
-    assert torch.equal(made[0].start, made[1].start)
-    assert not torch.equal(made[0].start, made[2].start)
+    for part in ("start", "made"):
+        assert torch.equal(getattr(made[0], part), getattr(made[1], part))
+        assert not torch.equal(getattr(made[0], part), getattr(made[2], part))
 
 
 @pytest.mark.parametrize(
@@ -252,3 +257,19 @@ def test_the_readers_own_check_still_names_the_file(tmp_path):
     np.savez(tmp_path / "a.npz", x=WINDOWS, y=np.arange(59))
     with pytest.raises(InputError, match=r"a.npz: y has shape \(59,\)"):
         read_windows(tmp_path / "a.npz")
+
+
+def test_the_page_on_python_runs_from_top_to_bottom(tiny, tmp_path, monkeypatch):
+    """With a tiny checkpoint under the names that the page uses; what needs scikit-learn where it is installed."""
+    for name in ("bert-base-uncased", "minilm-l6"):
+        shutil.copytree(tiny, tmp_path / "weights" / name)
+    monkeypatch.setenv("MINIBERT_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
+    assert len(blocks) == 5
+    names = {}
+    for block in blocks:
+        if "sklearn" not in block or find_spec("sklearn"):
+            exec(block, names)
+    assert set(names["clf"].labels) == {"low", "high"}
+    assert (tmp_path / "folder" / "model.safetensors").is_file()

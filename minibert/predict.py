@@ -1,0 +1,116 @@
+"""python -m minibert predict: a run's answers for new texts or windows, from a file or standard input."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minibert.classifier import Classifier
+from minibert.data.table import READERS, columns_of, decode, read_file
+from minibert.data.windows import checked_windows, read_npz
+from minibert.errors import InputError
+from minibert.files import replace_file
+from minibert.lines import visible
+
+STDIN = "-"
+KINDS = (".txt", *READERS, ".npz")
+FORMS = (".csv", ".jsonl")
+
+
+def predict_file(run: Path, source: str, out: Path | None, charset: str = "utf-8", as_json: bool = False) -> None:
+    """Write a line an input to `out` or to standard output: its place, label, confidence, each class's probability.
+
+    Args:
+        source: a .txt file of one text a line, a .csv, .tsv or .jsonl with a column `text`, an .npz with `x`, or "-":
+            standard input, one text a line.
+        out: a .csv or .jsonl file; None: standard output.
+        as_json: JSON lines on standard output, in place of CSV.
+
+    Raises:
+        InputError: the input cannot be used by this run, or `run` cannot predict.
+    """
+    if out is not None and out.suffix.lower() not in FORMS:
+        raise InputError(f"--out {out}: unknown kind; give {' or '.join(FORMS)}")
+    path = Path(source)
+    if source != STDIN and not path.is_file():
+        raise InputError(f"{path}: no such file; give one of {', '.join(KINDS)}, or - for standard input")
+    if source != STDIN and path.suffix.lower() not in KINDS:
+        raise InputError(f"{path}: unknown kind; give one of {', '.join(KINDS)}")
+    classifier = Classifier.load(run)
+    inputs, pairs = read_inputs(classifier, source, charset)
+    rows = answers(classifier.labels, classifier.predict_proba(inputs, pairs))
+    lines = as_json_lines(rows) if (out.suffix.lower() == ".jsonl" if out else as_json) else as_csv(rows)
+    if out is None:
+        for line in lines:
+            print(visible(line) if sys.stdout.isatty() else line)
+    else:
+        replace_file(out, lambda beside: beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8"))
+
+
+def read_inputs(classifier: Classifier, source: str, charset: str) -> tuple[Any, list[str] | None]:
+    """New texts or windows, and second texts where the run needs them.
+
+    Raises:
+        InputError: none, or of another kind than the run was trained on; the line says where.
+    """
+    path = Path(source)
+    kind = ".txt" if source == STDIN else path.suffix.lower()
+    if (kind == ".npz") != (classifier.encoding is not None):
+        needs = "texts" if classifier.encoding is None else "windows: give an .npz with x (windows, steps, channels)"
+        raise InputError(f"{source}: {classifier.path} was trained on {needs}")
+    if kind == ".npz":
+        arrays = read_npz(path, ("x",))
+        windows, names = checked_windows(str(path), arrays)
+        classifier.encoding.check(windows, str(path))
+        if "channels" in arrays and names != classifier.encoding.channels:
+            raise InputError(
+                f"{path}: channels {', '.join(names)}; the run was trained on {', '.join(classifier.encoding.channels)}"
+            )
+        return windows, None
+    needed = ("text", "text_b") if classifier.pairs else ("text",)
+    if kind == ".txt":
+        content, name = (sys.stdin.buffer.read(), "standard input") if source == STDIN else (path.read_bytes(), source)
+        texts = decode(content, Path(name), charset).split("\n")
+        if not texts[-1]:  # behind the end of the last line
+            texts.pop()
+        rows = [(f"{name}, line {i}", {"text": text}) for i, text in enumerate(texts, 1)]
+    else:
+        name, rows = source, read_file(path, path.read_bytes(), charset, needed)
+    if not rows:
+        raise InputError(f"{name}: no texts in it")
+    columns = columns_of(rows, needed, needed)
+    return columns["text"], columns.get("text_b")
+
+
+def answers(labels: list[str], probabilities: np.ndarray) -> Iterator[dict[str, Any]]:
+    """(n, C) -> a dictionary an input."""
+    for row, p in enumerate(probabilities):
+        best = int(p.argmax())
+        yield {"row": row, "label": labels[best], "confidence": round(float(p[best]), 6),
+               "p": {label: round(float(value), 6) for label, value in zip(labels, p)}}  # fmt: skip
+
+
+def as_json_lines(rows: Iterator[dict[str, Any]]) -> Iterator[str]:
+    return (json.dumps(row, ensure_ascii=False) for row in rows)
+
+
+def as_csv(rows: Iterator[dict[str, Any]]) -> Iterator[str]:
+    """With a header; a column a class, named p(CLASS), as in eval.py's file."""
+    for row in rows:
+        p = row.pop("p")
+        if row["row"] == 0:
+            yield as_line([*row, *(f"p({label})" for label in p)])
+        yield as_line([*row.values(), *p.values()])
+
+
+def as_line(cells: list[Any]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(cells)
+    return text.getvalue()
