@@ -17,6 +17,7 @@ from sklearn.utils.estimator_checks import check_estimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 from test_classifier import LABELS, TEXTS, WINDOWS, MyHead
 
+from minibert import sklearn as module
 from minibert.config import TrainConfig
 from minibert.sklearn import OWN, MiniBertClassifier
 
@@ -46,6 +47,18 @@ def test_fit_and_predict_in_the_classes_that_were_given(estimator, labels):
     assert estimator.score(TEXTS, labels) > 0.7
     assert is_classifier(estimator)
     assert len(estimator.history_) == 4
+
+
+def test_a_tenth_of_each_class_is_held_out_and_all_else_trained_on(estimator, monkeypatch):
+    seen = []
+    real = module.train
+    monkeypatch.setattr(module, "train", lambda config, data, **more: seen.append(data) or real(config, data, **more))
+    estimator.fit(TEXTS, LABELS)
+    splits, labels = np.array(seen[0].splits), np.array(seen[0].labels)
+    assert [(splits == name).sum() for name in ("train", "val", "test")] == [72, 8, 8]
+    assert (labels[splits == "val"] == "0").sum() == 4
+    assert list(seen[0].inputs[splits == "val"]) == list(seen[0].inputs[splits == "test"])
+    assert sorted(seen[0].inputs[splits != "test"]) == sorted(TEXTS)
 
 
 def test_windows_and_more_than_ten_classes(estimator):
@@ -78,7 +91,7 @@ def test_pipelines_and_grids(estimator):
 @pytest.mark.parametrize(
     ("x", "y", "said"),
     [
-        (TEXTS, ["a"] * 80, "one class only"), (TEXTS, LABELS[1:], "X has 80 examples, y 79"),
+        (TEXTS, ["a"] * 80, "one class only, .*'a'"), (TEXTS, LABELS[1:], "X has 80 examples, y 79"),
         (TEXTS, np.linspace(0, 1, 80), "continuous"), (TEXTS, None, "requires y"),
         (np.zeros((80, 3)), LABELS, "inputs of shape"), ([3] * 80, LABELS, "text 0 is 3"),
     ],
