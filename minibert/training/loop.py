@@ -138,7 +138,7 @@ def batches_of(engine: Engine, plan: Plan) -> Batches:
     return batches
 
 
-def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obeys: bool) -> Path:
+def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obeys: bool = False) -> Path:
     """Train from `state` (None: from the start) to the last epoch; keep the best epoch in PATH/model.
 
     Args:

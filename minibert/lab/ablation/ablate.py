@@ -134,7 +134,7 @@ def read_grid(path: Path) -> dict[str, Any]:
         InputError: the folder holds something else.
     """
     if not (path / "grid.json").exists():
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or {part.name for part in path.iterdir()} - {"locks"}):
             raise InputError(f"--out {path} holds no grid but other files; choose another folder")
         return {}
     content = read_json(path / "grid.json")
