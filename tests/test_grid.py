@@ -40,7 +40,7 @@ def test_a_grid_of_very_many_runs_is_refused_before_it_is_made():
 
 
 def test_a_run_is_named_by_its_settings_and_by_nothing_else():
-    config = TrainConfig(init="reinit:2", out="somewhere")
+    config = TrainConfig(init="reinit:2", lr=3e-5, batch_size=8, out="somewhere")
     settings = settings_of(config)
     name = name_of(settings)
     assert name.startswith("reinit-2-")
