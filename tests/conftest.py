@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import string
 import sys
 from dataclasses import replace
@@ -26,6 +27,9 @@ sys.path.insert(0, str(ROOT))  # train.py and eval.py
 THREADS = os.environ.get("TEST_THREADS", "1")
 os.environ["OMP_NUM_THREADS"] = THREADS  # for the processes that tests start
 torch.set_num_threads(int(THREADS))
+
+# A shell that starts the tests in the background has Ctrl-C ignored, by them and by all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = [
     *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
