@@ -28,14 +28,13 @@ import torch
 from minibert.config import TrainConfig
 from minibert.errors import InputError, Say
 from minibert.files import locked, read_json, write_json
-from minibert.lab.ablation.grid import Grid, label_of, name_of, settings_of, shown, varying
+from minibert.lab.ablation.grid import FORMAT, Grid, label_of, name_of, settings_of, shown, varying
 from minibert.lab.ablation.worker import BUSY, DONE, FAILED, is_done, run_folder
 from minibert.lab.workloads import forward_work
 from minibert.lines import tell
 from minibert.progress import duration
 from minibert.setup import Ground, settle
 
-FORMAT = 1
 POLL = 1.0  # seconds
 BYTES = 1e9, 30  # a job's memory: torch and data, and for each weight: weight, gradient, moments, copies in passing
 ALWAYS = ("data", "model", "examples", "epochs", "batch_size", "lr", "warmup", "precision")
@@ -429,13 +428,9 @@ def ablate(
         return []
     path.mkdir(parents=True, exist_ok=True)
     with locked(path / "locks" / "grid", wait=True):  # another ablate may be adding runs of its own
-        planned = replace(planned, content=merged(read_grid_of_ours(path), planned.content))
+        planned = replace(planned, content=merged(read_grid(path), planned.content))
         write_json(path / "grid.json", planned.content)
     return run_all(planned, path, jobs, threads, keep_weights, say)
-
-
-def read_grid_of_ours(path: Path) -> dict[str, Any]:
-    return read_json(path / "grid.json") if (path / "grid.json").exists() else {}
 
 
 def merged(there: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from minibert.lab.ablation.findings import Found, label, shown
+from minibert.lab.ablation.findings import Found, label
+from minibert.lab.ablation.grid import shown
 from minibert.verdict import COLLAPSED
 
 if TYPE_CHECKING:

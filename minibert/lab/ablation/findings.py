@@ -21,6 +21,7 @@ import numpy as np
 from minibert.errors import InputError
 from minibert.lab.ablation import statistics
 from minibert.lab.ablation.claims import claims
+from minibert.lab.ablation.grid import shown
 from minibert.lab.ablation.results import FAILED, SPLITS, STATES, Grid, Run
 from minibert.seeds import Seeds
 from minibert.verdict import COLLAPSED
@@ -125,10 +126,6 @@ def label(condition: Condition | dict[str, Any]) -> str:
     """As a reader says it: lr 1e-06, warmup 0.1."""
     pairs = condition.items() if isinstance(condition, dict) else condition
     return ", ".join(f"{name.replace('_', ' ')} {shown(value)}" for name, value in pairs)
-
-
-def shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def done(runs: Iterable[Run]) -> list[Run]:

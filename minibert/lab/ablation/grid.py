@@ -36,6 +36,7 @@ TYPES: dict[str, tuple[Callable[[Any], Any], type | tuple[type, ...]]] = {
     "int": (int, int), "float": (float, (int, float)), "bool": (bool, bool), "str": (str, (str, int)),
     "str | None": (str, str),
 }  # fmt: skip
+FORMAT = 1  # of grid.json
 MOST = 10_000  # runs; more is a slip of the hand
 
 Values = dict[str, list[Any]]  # settings with the values that each takes

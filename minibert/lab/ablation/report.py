@@ -16,7 +16,8 @@ from typing import Any
 from minibert.errors import InputError, Say
 from minibert.files import replace_file
 from minibert.lab.ablation.figures import Picture, inline, pictures
-from minibert.lab.ablation.findings import Found, find, shown
+from minibert.lab.ablation.findings import Found, find
+from minibert.lab.ablation.grid import shown
 from minibert.lab.ablation.results import Grid, read_grid
 from minibert.lab.ablation.text import Table, tables, terminal
 from minibert.progress import duration

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from minibert.errors import InputError
 from minibert.files import read_json
+from minibert.lab.ablation.grid import FORMAT
 
-FORMAT = 1
 FINISHED, UNFINISHED, FAILED, MISSING, BROKEN = STATES = ("finished", "unfinished", "failed", "missing", "broken")
 SPLITS = ("val", "test")
 SLACK = 0.005

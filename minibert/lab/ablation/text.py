@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minibert.lab.ablation.findings import Found, label, of_interval, shown, signed
+from minibert.lab.ablation.findings import Found, label, of_interval, signed
+from minibert.lab.ablation.grid import shown
 
 WIDTH = 80
 
