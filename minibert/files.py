@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +88,12 @@ def locked(path: Path, wait: bool = False) -> Iterator[bool]:
             yield False
             return
         yield True  # closing the file sets it free
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Wait until no other process holds `path`, and hold it; where it cannot be written, nobody waits."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            stack.enter_context(locked(path, wait=True))
+        yield

@@ -31,7 +31,7 @@ from minibert.engine.machine import Machine
 from minibert.engine.network import Padded
 from minibert.engine.optimizer import Schedule, warmup_steps
 from minibert.errors import InputError, Say
-from minibert.files import write_cache
+from minibert.files import alone, write_cache
 from minibert.initialization import draw, stream
 from minibert.model import ACTIVATIONS, Bert, BertClassifier, BertConfig
 from minibert.progress import Progress, duration
@@ -123,17 +123,18 @@ def self_mlm(
     cached = cache_folder() / f"self-mlm-{fingerprint(config, texts, tokenizer, epochs, recipe, machine)}.safetensors"
     with torch.device("meta"):
         expected = {name: tensor.shape for name, tensor in Bert(config).state_dict().items()}
-    try:
-        state = load_file(cached)
-        if {name: tensor.shape for name, tensor in state.items()} == expected:
-            say(f"self-mlm: {text} are in the cache, {cached}")
-            return state
-    except (OSError, SafetensorError):  # not there, or not whole
-        pass
-    say(f"self-mlm: {text}, {recipe.batch_size} a step, lr {recipe.lr:g}")
-    state = learn(config, texts, tokenizer, epochs, recipe, machine, say)
-    write_cache(cached, lambda beside: save_file(state, beside))
-    return state
+    with alone(cached.with_suffix(".lock")):  # runs side by side train it once
+        try:
+            state = load_file(cached)
+            if {name: tensor.shape for name, tensor in state.items()} == expected:
+                say(f"self-mlm: {text} are in the cache, {cached}")
+                return state
+        except (OSError, SafetensorError):  # not there, or not whole
+            pass
+        say(f"self-mlm: {text}, {recipe.batch_size} a step, lr {recipe.lr:g}")
+        state = learn(config, texts, tokenizer, epochs, recipe, machine, say)
+        write_cache(cached, lambda beside: save_file(state, beside))
+        return state
 
 
 def fingerprint(

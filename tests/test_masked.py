@@ -2,6 +2,8 @@
 
 import math
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -145,13 +147,28 @@ def test_the_result_is_kept_and_taken(tokenizer, cache, monkeypatch):
         )
     assert equal(first, again)
     assert equal(first, learn(replace(TINY, pool="mean"), split, tokenizer, 2, Recipe(), FP32, str))
-    (file,) = cache.iterdir()
+    (file,) = cache.glob("*.safetensors")
     assert said[-1].endswith(f"are in the cache, {file}")
+
+
+def test_runs_side_by_side_train_it_once(tokenizer, monkeypatch):
+    split, trained, one, whole = texts(tokenizer), [], threading.Event(), mlm.learn
+
+    def slow(*args):
+        trained.append(args)
+        one.wait(0.5)  # the other has time to come in, if it can
+        return whole(*args)
+
+    monkeypatch.setattr(mlm, "learn", slow)
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(lambda _: self_mlm(TINY, split, tokenizer, 1, FP32, str), range(2))
+    assert len(trained) == 1
+    assert equal(first, second)
 
 
 def test_a_damaged_cache_is_made_anew(tokenizer, cache):
     first = self_mlm(TINY, texts(tokenizer), tokenizer, 1, FP32, str)
-    (file,) = cache.iterdir()
+    (file,) = cache.glob("*.safetensors")
     whole = file.read_bytes()
     for damage in (whole[:1000], b"", None):
         if damage is None:
