@@ -249,6 +249,7 @@ def test_examples_to_match(tmp_path):
     assert rows["pretrained", 400]["at"] is None
     assert rows["random", 400] is None
     assert "Random needs 800 examples for what pretrained reaches with 100." in found["answer"]
+    assert "(examples all)" in found["answer"].split(":")[0]  # the headline is about the most
 
 
 def test_the_size_of_the_training_split_where_the_run_does_not_say(tmp_path):

@@ -461,7 +461,8 @@ def of_interval(interval: Sequence[float | None], form: Callable[[float], str]) 
 
 
 def answer(found: Found) -> tuple[str, list[str]]:
-    """One or two sentences for the comparison with most pairs, and what a reader must know beside them.
+    """One or two sentences for the comparison with most pairs, of these with most training examples, and what a reader
+    must know beside them.
 
     Of the starts, pretrained, which the question is about, else the first; at the best rates where several were tried.
     """
@@ -482,11 +483,17 @@ def answer(found: Found) -> tuple[str, list[str]]:
     if not rows:
         return f"{baseline} and another start have no finished runs to compare: there is no answer yet.", notes
     main = "pretrained" if any(row["start"] == "pretrained" for row in rows) else rows[0]["start"]
-    row = max((row for row in rows if row["start"] == main), key=lambda row: row["n"])
+    row = max((row for row in rows if row["start"] == main), key=lambda row: (row["n"], asked_examples(row)))
     sentences = [headline(found, row), *units(found, row)]
     if all(run["verdict"] in (None, COLLAPSED) for run in found["runs"]):
         sentences.append("Every run collapsed to one answer, so this says nothing of the starts.")
     return " ".join(sentences), notes
+
+
+def asked_examples(row: Found) -> float:
+    """What --examples asked for; all, also where it does not vary, is more than any number."""
+    asked = row["condition"].get("examples", "all")
+    return math.inf if asked == "all" else int(asked)
 
 
 def where(found: Found, row: Found) -> str:
