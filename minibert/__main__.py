@@ -1,4 +1,4 @@
-"""python -m minibert predict | ablate | report | plot | probe | parity | bench | fetch"""
+"""python -m minibert predict | explain | ablate | report | plot | probe | parity | bench | fetch"""
 
 from __future__ import annotations
 
@@ -23,9 +23,12 @@ SETTINGS = ("init", "model", "pool", "data", "charset", "encoding", "channels", 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m minibert")
     verbs = parser.add_subparsers(
-        dest="verb", required=True, metavar="predict | ablate | report | plot | probe | parity | bench | fetch"
+        dest="verb",
+        required=True,
+        metavar="predict | explain | ablate | report | plot | probe | parity | bench | fetch",
     )
     add_predict_flags(verbs.add_parser("predict", help="a run's answers for new texts or windows"))
+    add_explain_flags(verbs.add_parser("explain", help="what in a text or window moved a run's answer"))
     ablate = verbs.add_parser("ablate", help="run a grid of settings and seeds, and say what the starts were worth")
     add_ablate_flags(ablate)
     fetch = verbs.add_parser("fetch", help="put a checkpoint into weights/, to be had without a network from then on")
@@ -54,8 +57,8 @@ def main(arguments: list[str]) -> int:
     report.add_argument("--baseline", metavar="START", help="the start that others are compared with (default: random)")
     report.add_argument("--out", metavar="FOLDER", help="where the page goes (default: DIR/report)")
     given = parser.parse_args(arguments)
-    run = {"predict": run_predict, "ablate": run_ablate, "report": run_report, "plot": run_plot, "probe": run_probe,
-           "parity": run_parity, "bench": run_bench, "fetch": run_fetch}  # fmt: skip
+    run = {"predict": run_predict, "explain": run_explain, "ablate": run_ablate, "report": run_report, "plot": run_plot,
+           "probe": run_probe, "parity": run_parity, "bench": run_bench, "fetch": run_fetch}  # fmt: skip
     return run[given.verb](given)
 
 
@@ -75,6 +78,34 @@ def run_predict(given: argparse.Namespace) -> int:
     from minibert.predict import predict_file
 
     predict_file(given.run, given.file, given.out, given.charset, given.json)
+    return 0
+
+
+def add_explain_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="the folder of a run")
+    parser.add_argument("text", metavar="TEXT|FILE", nargs="?", help="a text; or a file, or -, as predict takes it")
+    parser.add_argument("--text-b", metavar="TEXT", help="the second text, where the run has pairs")
+    parser.add_argument("--row", metavar="N", type=int, help="instead: row N of the run's data, a validation row")
+    parser.add_argument("--label", metavar="NAME", help="the class that is asked about (default: the predicted one)")
+    parser.add_argument("--method", choices=("integrated", "gradient"), default="integrated", metavar="NAME",
+                        help="integrated (gradients) or gradient (x input) (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--steps", metavar="N", type=int, default=50, help="of integrated gradients (default: 50)")
+    parser.add_argument(
+        "--attention", metavar="LAYER[.HEAD]", help="instead: what a layer's heads look at; needs --out"
+    )
+    parser.add_argument("--out", metavar="FILE", type=Path, help="a page, .html; with --attention also .svg")
+    parser.add_argument("--charset", metavar="NAME", default="utf-8", help="encoding of the texts (default: utf-8)")
+
+
+def run_explain(given: argparse.Namespace) -> int:
+    if given.steps < 1:
+        raise InputError(f"--steps {given.steps}: it must be at least 1")
+    from minibert.explain import explain_command
+
+    explain_command(
+        given.run, given.text, pair=given.text_b, row=given.row, label=given.label, attention=given.attention,
+        steps=given.steps if given.method == "integrated" else 0, out=given.out, charset=given.charset,
+    )  # fmt: skip
     return 0
 
 

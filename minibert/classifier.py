@@ -156,15 +156,15 @@ class Classifier:
         encoding: how windows become texts; None: it takes texts.
     """
 
-    def __init__(self, path: Path, head: Head | None = None) -> None:
+    def __init__(self, path: Path, head: Head | None = None, precision: str | None = None) -> None:
         config, content, model, self.tokenizer = load_run(path, head)
         dataset = content["dataset"]
         if "encoding" not in dataset:
             raise InputError(f"{path} was made by an older version, which did not keep how inputs are read; train anew")
-        self.path, self.labels, self.pairs = path, list(dataset["labels"]), bool(dataset["pairs"])
+        self.path, self.labels, self.pairs, self.head = path, list(dataset["labels"]), bool(dataset["pairs"]), head
         self.encoding = None if dataset["encoding"] is None else Encoding.from_dict(dataset["encoding"])
         self.max_length = min(config.max_length, model.config.max_position_embeddings)
-        self.network = evaluator(model, choose_machine(content["precision"], choose_device()), [])
+        self.network = evaluator(model, choose_machine(precision or content["precision"], choose_device()), [])
 
     @classmethod
     def load(cls, path: str | Path, head: Head | None = None) -> Classifier:
@@ -201,6 +201,15 @@ class Classifier:
 
     def encode(self, inputs: Any, pairs: Sequence[str] | None) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
         """Inputs as they were read for training: ids, and token types where there are pairs."""
+        texts, pairs = self.texts(inputs, pairs)
+        if not texts:
+            return [], None
+        ids, types, _ = self.tokenizer.encode(texts, pairs, self.max_length)
+        as_arrays = [[np.asarray(row, dtype) for row in rows] for rows, dtype in ((ids, np.int32), (types, np.uint8))]
+        return as_arrays[0], as_arrays[1] if self.pairs else None
+
+    def texts(self, inputs: Any, pairs: Sequence[str] | None) -> tuple[list[str], list[str] | None]:
+        """Inputs as the tokenizer is given them: texts, and second texts where the run has pairs."""
         if (pairs is not None) != self.pairs:
             raise InputError(f"{self.path} was trained {'on pairs of texts' if self.pairs else 'without second texts'}")
         if self.encoding is None:
@@ -217,11 +226,7 @@ class Classifier:
             pairs = checked_texts(pairs)
             if len(pairs) != len(texts):
                 raise InputError(f"{len(texts)} texts, but {len(pairs)} second texts")
-        if not texts:
-            return [], None
-        ids, types, _ = self.tokenizer.encode(texts, pairs, self.max_length)
-        as_arrays = [[np.asarray(row, dtype) for row in rows] for rows, dtype in ((ids, np.int32), (types, np.uint8))]
-        return as_arrays[0], as_arrays[1] if self.pairs else None
+        return texts, pairs
 
 
 def is_windows(inputs: Any) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
+from typing import TextIO
 
 WIDTH = 80
 
@@ -48,3 +50,17 @@ def fold(text: str) -> str:
 def tell(line: str) -> None:
     """Print a line for the user, folded."""
     print(fold(line))
+
+
+def has_colours(stream: TextIO) -> bool:
+    """A terminal, and nobody asked for none (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def lacks(stream: TextIO, letters: str) -> bool:
+    """Whether the stream's encoding does not have them all."""
+    try:
+        letters.encode(stream.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return True
+    return False

@@ -31,6 +31,15 @@ class Tokens(NamedTuple):
     token_type_ids: Tensor  # (B, S)
 
 
+class Span(NamedTuple):
+    """Where a token comes from: the first text (0) or the second (1), the place of its word there, and its letters."""
+
+    text: int
+    word: int
+    start: int
+    end: int
+
+
 class Tokenizer:
     """Texts -> ids: [CLS] text [SEP], or [CLS] text [SEP] second text [SEP] with token types 0 and 1."""
 
@@ -89,6 +98,19 @@ class Tokenizer:
         encoded = self.backend.encode_batch(inputs)
         self.backend.no_truncation()
         return [e.ids for e in encoded], [e.type_ids for e in encoded], sum(bool(e.overflowing) for e in encoded)
+
+    def spans(self, text: str, pair: str | None = None, max_length: int = 512) -> tuple[list[Span | None], bool]:
+        """Where each token of `encode` comes from, None for [CLS] and [SEP]; and whether the end was cut."""
+        self.backend.enable_truncation(max_length)
+        encoded = self.backend.encode(text, pair)
+        self.backend.no_truncation()
+        spans = [
+            None if special else Span(int(place or 0), int(word or 0), *ends)
+            for special, place, word, ends in zip(
+                encoded.special_tokens_mask, encoded.sequence_ids, encoded.word_ids, encoded.offsets
+            )
+        ]
+        return spans, bool(encoded.overflowing)
 
     def __call__(
         self, texts: str | Sequence[str], pairs: str | Sequence[str] | None = None, max_length: int = 512
