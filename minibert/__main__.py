@@ -16,8 +16,8 @@ from minibert.errors import InputError, Stopped
 
 FIELDS = [entry.name for entry in fields(TrainConfig)]
 # What a probe takes of a run's settings.
-SETTINGS = ("init", "model", "pool", "data", "charset", "encoding", "channels", "steps", "grid_cells", "max_length",
-            "seed")  # fmt: skip
+SETTINGS = ("init", "model", "pool", "data", "charset", "text_column", "label_column", "text_b_column", "delimiter",
+            "encoding", "channels", "steps", "grid_cells", "max_length", "seed")  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
@@ -69,12 +69,18 @@ def add_predict_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", type=Path, help="a .csv or .jsonl file (default: to standard output)")
     parser.add_argument("--json", action="store_true", help="JSON lines to standard output instead of CSV")
     parser.add_argument("--charset", metavar="NAME", default="utf-8", help="encoding of the texts (default: utf-8)")
+    own = parser.add_argument_group("columns of the file (default: as in the run's own data)")
+    own.add_argument("--text-column", metavar="NAME", help="of texts")
+    own.add_argument("--text-b-column", metavar="NAME", help="of second texts")
+    own.add_argument("--delimiter", metavar="X", help="between cells: one character, tab, or auto")
 
 
 def run_predict(given: argparse.Namespace) -> int:
     from minibert.predict import predict_file
 
-    predict_file(given.run, given.file, given.out, given.charset, given.json)
+    columns = {name: getattr(given, name) for name in ("text_column", "text_b_column", "delimiter")}
+    columns = {name: value for name, value in columns.items() if value is not None}
+    predict_file(given.run, given.file, given.out, given.charset, given.json, columns)
     return 0
 
 

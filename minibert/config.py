@@ -32,6 +32,10 @@ class TrainConfig:
 
     data: str = setting("motion", "data", "motion, motion-overlap, a .csv .tsv .jsonl .npz file, or a folder of texts")
     charset: str = setting("utf-8", "data", "encoding of the text files")
+    text_column: str = setting("text", "data", "what the column of texts is called")
+    label_column: str = setting("label", "data", "what the column of labels is called")
+    text_b_column: str | None = setting(None, "data", "that of second texts (default: text_b, where there is one)")
+    delimiter: str = setting("auto", "data", "between the cells of a .csv or .tsv: one character, tab, or auto")
     examples: str = setting("all", "data", "training examples: all, or so many, by class; fewer are among more")
     max_length: int = setting(256, "data", "tokens a text at most; longer ones are cut at the end")
     encoding: str = setting("levels", "data", "how a window becomes a text", choices=ENCODINGS)
@@ -80,6 +84,11 @@ class TrainConfig:
                 right = isinstance(value, str) or (value is None and entry.type == "str | None")
                 check(self, entry.name, right, "a string")
             check(self, entry.name, allowed is None or value in allowed, f"one of {', '.join(allowed or ())}")
+        names = (self.text_column, self.label_column)
+        check(self, "label_column", names[0] != names[1], "another column than --text-column")
+        check(self, "text_b_column", self.text_b_column not in names, "another column than the text's and the label's")
+        good = self.delimiter in ("auto", "tab") or (len(self.delimiter) == 1 and self.delimiter not in '"\r\n')
+        check(self, "delimiter", good, "one character, tab, or auto")
         good = self.examples == "all" or (self.examples.isdecimal() and int(self.examples) > 0)
         check(self, "examples", good, "all, or a whole number of at least 1")
         lr, warmup, decay, clip = self.lr, self.warmup, self.weight_decay, self.clip

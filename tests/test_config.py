@@ -132,6 +132,21 @@ def test_bad_stop_on_collapse(value):
         TrainConfig(stop_on_collapse=value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"text_column": "label"}, "--label-column label: it must be another column than --text-column"),
+        ({"text_column": "a", "text_b_column": "a"}, "--text-b-column a: it must be another column"),
+        ({"delimiter": ""}, "--delimiter : it must be one character, tab, or auto"),
+        ({"delimiter": '"'}, "--delimiter"),
+        ({"delimiter": ";;"}, "--delimiter ;;"),
+    ],
+)
+def test_columns_and_what_separates_them(settings, said):
+    with pytest.raises(InputError, match=said):
+        TrainConfig(**settings)
+
+
 def test_a_text_has_room_for_its_markers():
     with pytest.raises(InputError, match=r"--max-length 2: .*at least 3"):
         TrainConfig(max_length=2)

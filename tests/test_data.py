@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from minibert.config import TrainConfig
 from minibert.data import cache_folder, check_vocabulary, load_dataset, read_table, tokenize
 from minibert.errors import InputError
+from minibert.setup import settle
 from minibert.tokenizer import Tokenizer
 
 
@@ -54,6 +55,20 @@ def small(tmp_path):
 
 def splits(data):
     return {"train": data.train, "val": data.val, "test": data.test}
+
+
+def test_a_wrong_column_is_refused_before_a_checkpoint_is_looked_for(small):
+    with pytest.raises(InputError, match="no column 'body'; found text, label; --text-column NAME"):
+        settle(TrainConfig(data=str(small), text_column="body", model="./nowhere"), str)
+
+
+@pytest.mark.parametrize("name", ["motion", "folder", "own.npz"])
+def test_columns_are_refused_where_there_are_none(name, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "own.npz").touch()
+    for given in ({"text_column": "x"}, {"delimiter": ";"}):
+        with pytest.raises(InputError, match=f"{name} has no columns; leave out"):
+            read_table(TrainConfig(data=name if name == "motion" else str(tmp_path / name), **given))
 
 
 def told(examples, tokenizer):

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from minibert.config import TrainConfig
 from minibert.data.splits import SPLITS, fewer, split_rows
-from minibert.data.table import Table, read_texts
+from minibert.data.table import Layout, Table, read_texts
 from minibert.data.windows import Encoding, read_motion, read_windows
 from minibert.errors import InputError
 from minibert.files import write_cache
@@ -79,10 +79,13 @@ def read_table(config: TrainConfig) -> Table:
             "the run's data were given in memory and are not in its folder; in Python run.report() scores it where it"
             " was trained, and python -m minibert predict works without them"
         )
+    path, layout = Path(config.data).expanduser(), Layout.of(config)
+    windows = config.data in BUNDLED or path.suffix.lower() == ".npz"
+    if layout != Layout() and (windows or path.is_dir()):
+        raise InputError(f"--data {config.data} has no columns; leave out the flags that name them or a delimiter")
     if config.data in BUNDLED:
         return read_motion(overlap=config.data == "motion-overlap")
-    path = Path(config.data).expanduser()
-    return read_windows(path) if path.suffix.lower() == ".npz" else read_texts(path, config.charset)
+    return read_windows(path) if windows else read_texts(path, config.charset, layout)
 
 
 def load_dataset(
