@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT
 
 from minibert import Classifier, Data, TrainConfig, train
+from minibert.__main__ import main
 from minibert.errors import InputError
 from minibert.predict import predict_file
 
@@ -99,8 +100,7 @@ def test_columns_are_called_as_in_training_or_as_said(tiny, tmp_path):
         assert float(rows_of(out.read_text())[0]["confidence"]) == pytest.approx(expected, abs=1e-6)
     with pytest.raises(InputError, match="no column 'review'; found text; --text-column NAME: what it is called"):
         predict_file(path, str(tmp_path / "d.csv"), out)
-    code, _, error = command(path, tmp_path / "d.csv", "--text-column", "text", "--out", out)
-    assert (code, error) == (0, "")
+    assert main(["predict", str(path), str(tmp_path / "d.csv"), "--text-column", "text", "--out", str(out)]) == 0
 
 
 def test_pairs_and_another_charset(runs, tmp_path):

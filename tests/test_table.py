@@ -207,6 +207,7 @@ def test_a_delimiter_is_found_out_from_the_header_alone(put):
     """Not from the rows: a text may hold any of them."""
     assert read_texts(put("a.csv", 'label;text\na;"one;two"\nb;,,,\n')).texts == ["one;two", ",,,"]
     assert read_texts(put("b.csv", "label,text\na,;;;;\n")).texts == [";;;;"]
+    assert read_texts(put("c.csv", "text;label;x, y, or z\none;a;x\n")).texts == ["one"]
     with pytest.raises(InputError, match="found one, 'text,label': is \",\" the delimiter"):
         read_texts(put("a.tsv", "text,label\none,a\n"))
 
