@@ -58,6 +58,11 @@ class TrainConfig:
     warmup: float = setting(0.1, "training", "below 1: fraction of all steps; else a number of steps")
     weight_decay: float = setting(0.01, "training", "decoupled decay, on matrices only")
     clip: float = setting(1.0, "training", "largest global norm of the gradient; 0: no clipping")
+    class_weights: str = setting(
+        "none", "training", "weigh the classes in the loss: none; balanced: so that all count the same",
+        choices=("none", "balanced"),
+    )  # fmt: skip
+    label_smoothing: float = setting(0.0, "training", "part of each target that is spread over all classes, below 1")
     bias_correction: bool = setting(True, "training", "Adam's; without it, as the first BERT code, steps start larger")
     stop_on_collapse: int = setting(0, "training", "end after this many collapsed epochs in a row; 0: never")
     layers: bool = setting(False, "training", "keep each layer's gradient norm and [CLS] cosine at each epoch's end")
@@ -96,6 +101,8 @@ class TrainConfig:
         good = is_number(warmup) and (0 <= warmup < 1 or (warmup >= 1 and warmup % 1 == 0))
         check(self, "warmup", good, "a fraction below 1 or a whole number of steps")
         check(self, "weight_decay", is_number(decay) and 0 <= decay <= 1, "a number from 0 to 1")
+        smoothing = self.label_smoothing
+        check(self, "label_smoothing", is_number(smoothing) and 0 <= smoothing < 1, "a number from 0 to below 1")
         check(self, "save_every", is_number(self.save_every) and self.save_every >= 0, "minutes, at least 0")
         check(self, "clip", is_number(clip) and clip >= 0, "a norm above 0, or 0 for none")
         _ = self.rates, self.seeds  # read now, so that what is wrong in them is refused now

@@ -51,6 +51,8 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
         warmup: float = TrainConfig.warmup,
         weight_decay: float = TrainConfig.weight_decay,
         clip: float = TrainConfig.clip,
+        class_weights: str = TrainConfig.class_weights,
+        label_smoothing: float = TrainConfig.label_smoothing,
         bias_correction: bool = TrainConfig.bias_correction,
         precision: str = TrainConfig.precision,
         max_length: int = TrainConfig.max_length,
@@ -73,6 +75,8 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
         self.warmup = warmup
         self.weight_decay = weight_decay
         self.clip = clip
+        self.class_weights = class_weights
+        self.label_smoothing = label_smoothing
         self.bias_correction = bias_correction
         self.precision = precision
         self.max_length = max_length

@@ -78,6 +78,8 @@ def test_flags_are_spelled_with_dashes():
         {"accumulate": 1},
         {"stop_on_collapse": 0},
         {"stop_on_collapse": 1},
+        {"label_smoothing": 0.0},
+        {"class_weights": "balanced"},
         {"steps": 1},
         {"grid_cells": 1},
         {"max_length": 3},
@@ -111,6 +113,12 @@ def test_bad_warmup(value):
 def test_bad_weight_decay(value):
     with pytest.raises(InputError, match=r"--weight-decay .*from 0 to 1"):
         TrainConfig(weight_decay=value)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
+def test_bad_label_smoothing(value):
+    with pytest.raises(InputError, match=r"--label-smoothing .*from 0 to below 1"):
+        TrainConfig(label_smoothing=value)
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])

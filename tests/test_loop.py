@@ -4,9 +4,12 @@ import json
 import math
 import signal
 from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TINY, one_step, perturbed
 from safetensors import safe_open
 
@@ -17,9 +20,11 @@ from minibert.data.table import Table
 from minibert.engine import machine
 from minibert.engine.epochs import Cursor
 from minibert.engine.machine import choose_machine
+from minibert.engine.network import Padded
 from minibert.engine.optimizer import AdamW, LossScaler
-from minibert.engine.step import Sums
+from minibert.engine.step import Sums, balanced, classification
 from minibert.errors import InputError, Stopped
+from minibert.evaluation import predict
 from minibert.files import locked
 from minibert.inside import choose, look
 from minibert.model import BertClassifier
@@ -74,6 +79,29 @@ def test_loss_is_a_mean_per_example():
     expected = torch.nn.functional.cross_entropy(model(batch(3).input_ids), batch(3).labels)
     result = step(model, [batch(3)])
     assert result.loss_sum.item() / result.count == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 6])
+@pytest.mark.parametrize(("weight", "smoothing"), [(None, 0.1), (torch.tensor([0.2, 3.0, 1.0, 0.5, 2.0]), 0.3)])
+def test_weights_and_smoothing_are_torchs_per_example(size, weight, smoothing):
+    """A sum divided by the number of examples, however they are cut into batches."""
+    model, whole = classifier(), batch(6)
+    expected = F.cross_entropy(
+        model(whole.input_ids), whole.labels, weight, reduction="sum", label_smoothing=smoothing
+    ) / 6  # fmt: skip
+    gradients = torch.autograd.grad(expected, list(model.parameters()))
+    loss = partial(classification, weight=weight, label_smoothing=smoothing)
+    result = one_step(model, AdamW(model.named_parameters()), parts(whole, size), 1e-3, 1.0, FP32, loss=loss)
+    assert result.loss_sum.item() / 6 == pytest.approx(expected.item(), rel=1e-5)
+    for parameter, gradient in zip(model.parameters(), gradients):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_balanced_weights_are_scikit_learns():
+    utils = pytest.importorskip("sklearn.utils")
+    labels = torch.tensor([0] * 7 + [1] * 2 + [2] * 5)
+    expected = utils.compute_class_weight("balanced", classes=np.arange(3), y=labels.numpy())
+    assert balanced(labels, 3).tolist() == pytest.approx(expected.tolist())
 
 
 def test_clipping_is_to_the_global_norm(monkeypatch):
@@ -178,6 +206,26 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(config, tmp_path)
     assert torch.equal(one[0], two[0])
     assert one[1] == two[1]
     assert not torch.equal(one[0], three[0])
+
+
+def test_training_loss_is_weighed_and_smoothed_and_validation_loss_is_not(config, tmp_path):
+    """Of a model that does not move: torch's mean over the whole training split, where the weights are 1 on average."""
+    rows = (tmp_path / "numbers.jsonl").read_text().splitlines()
+    (tmp_path / "numbers.jsonl").write_text("\n".join(rows[:55]))  # 40 of one class, 15 of the other
+    config = replace(config, lr=1e-30, dropout="0", epochs=1, batch_size=5, accumulate=2, class_weights="balanced",
+                     label_smoothing=0.2, weight_decay=0.0)  # fmt: skip
+    setup = prepare(config, str)
+    row = rows_of(train(config, str))[0]
+    train_split, val_split = setup.data.train, setup.data.val
+    assert len(train_split) % 10
+    network = Padded(setup.model.eval(), FP32)
+    weight = balanced(torch.from_numpy(train_split.labels), 2)
+    expected = F.cross_entropy(
+        predict(network, train_split).logits, torch.from_numpy(train_split.labels), weight, label_smoothing=0.2
+    )  # fmt: skip
+    assert row["train_loss"] == pytest.approx(expected.item(), rel=1e-5)
+    plain = F.cross_entropy(predict(network, val_split).logits, torch.from_numpy(val_split.labels))
+    assert row["val_loss"] == pytest.approx(plain.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("apart", ["head", "order", "dropout"])

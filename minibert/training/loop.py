@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from minibert import checkpoint
 from minibert.config import TrainConfig
@@ -16,6 +19,7 @@ from minibert.engine import Engine, assemble
 from minibert.engine.epochs import Batches, Cursor, Plan, Watch, own_random_numbers, steps
 from minibert.engine.network import twin
 from minibert.engine.optimizer import Schedule, warmup_steps
+from minibert.engine.step import Loss, balanced, classification
 from minibert.errors import InputError, Say, Stopped
 from minibert.evaluation import predict, report
 from minibert.files import locked, write_json
@@ -125,8 +129,18 @@ def engine_of(setup: Setup, plan: Plan, say: Say) -> Engine:
     return assemble(
         setup.model, [setup.data.train, setup.data.val], setup.machine,
         Schedule(config.lr, total, warmup_steps(config.warmup, total)), accumulate=config.accumulate,
-        weight_decay=config.weight_decay, bias_correction=config.bias_correction, clip=config.clip, say=say,
+        weight_decay=config.weight_decay, bias_correction=config.bias_correction, clip=config.clip,
+        loss=loss_of(setup), say=say,
     )  # fmt: skip
+
+
+def loss_of(setup: Setup) -> Loss:
+    """What training makes small; validation and reports have the plain cross-entropy whatever the settings."""
+    config, data = setup.config, setup.data
+    weight = None
+    if config.class_weights == "balanced":
+        weight = balanced(torch.from_numpy(data.train.labels), len(data.labels)).to(setup.machine.device)
+    return partial(classification, weight=weight, label_smoothing=config.label_smoothing)
 
 
 def batches_of(engine: Engine, plan: Plan) -> Batches:
