@@ -99,8 +99,8 @@ class Run:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The row of the best epoch by validation accuracy, whose model is kept."""
-        return folder.best_of(self.history)
+        """The row of the best epoch, as `select` says, whose model is kept."""
+        return folder.best_of(self.history, folder.read_run(self.path)[0].select)
 
     def report(self) -> dict[str, Any]:
         """{"val": ..., "test": ...}, what `eval.py --json` prints: accuracy, macro_f1, confusion, verdict, ..."""

@@ -17,6 +17,8 @@ from minibert.seeds import Seeds
 
 ENCODINGS = ("levels", "grid", "decimals")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+SELECTIONS = ("accuracy", "loss", "macro-f1")
+ALONE = ("out", "save")  # of a run by itself; no grid has them: its runs have their places, and their models are scored
 
 
 def setting(default: Any, group: str, help: str, **more: Any) -> Any:
@@ -37,6 +39,7 @@ class TrainConfig:
     text_b_column: str | None = setting(None, "data", "that of second texts (default: text_b, where there is one)")
     delimiter: str = setting("auto", "data", "between the cells of a .csv or .tsv: one character, tab, or auto")
     examples: str = setting("all", "data", "training examples: all, or so many, by class; fewer are among more")
+    max_examples: int = setting(0, "data", "of each split at most so many, by class, for quick tries; 0: all")
     max_length: int = setting(256, "data", "tokens a text at most; longer ones are cut at the end")
     encoding: str = setting("levels", "data", "how a window becomes a text", choices=ENCODINGS)
     channels: str | None = setting(None, "data", "acc, gyro, all, or names (default: acc for motion, else all)")
@@ -64,6 +67,8 @@ class TrainConfig:
     )  # fmt: skip
     label_smoothing: float = setting(0.0, "training", "part of each target that is spread over all classes, below 1")
     bias_correction: bool = setting(True, "training", "Adam's; without it, as the first BERT code, steps start larger")
+    select: str = setting("accuracy", "training", "the validation figure whose best epoch is kept", choices=SELECTIONS)
+    early_stopping: int = setting(0, "training", "end after so many epochs without a better one; 0: never")
     stop_on_collapse: int = setting(0, "training", "end after this many collapsed epochs in a row; 0: never")
     layers: bool = setting(False, "training", "keep each layer's gradient norm and [CLS] cosine at each epoch's end")
     precision: str = setting(
@@ -74,11 +79,13 @@ class TrainConfig:
         "0", "run", "a number, and if wanted encoder=, head=, order=, dropout=, split= apart: 7,order=3"
     )
     save_every: float = setting(10.0, "run", "minutes between snapshots inside an epoch; 0: at its end alone")
+    save: bool = setting(True, "run", "keep the best model and snapshots; without them, figures alone")
     out: str | None = setting(None, "run", "folder of the run (default: runs/DATE-INIT)")
 
     def __post_init__(self) -> None:
-        for name in ("max_length", "steps", "grid_cells", "epochs", "batch_size", "accumulate", "stop_on_collapse"):
-            at_least = {"max_length": 3, "stop_on_collapse": 0}.get(name, 1)
+        none = dict.fromkeys(("max_examples", "early_stopping", "stop_on_collapse"), 0)
+        for name in ("max_length", "steps", "grid_cells", "epochs", "batch_size", "accumulate", *none):
+            at_least = ({"max_length": 3} | none).get(name, 1)
             value = getattr(self, name)
             check(self, name, is_whole(value) and value >= at_least, f"a whole number of at least {at_least}")
         for entry in fields(self):
@@ -146,7 +153,8 @@ def add_flags(
             groups[heading] = parser.add_argument_group(heading)
         more: dict[str, Any] = {"help": entry.metadata["help"]}
         if entry.default is not None:
-            more["help"] += f" (default: {'on' if entry.default is True else entry.default})"
+            usual = entry.default if entry.type != "bool" else "on" if entry.default else "off"
+            more["help"] += f" (default: {usual})"
         if many:
             more["nargs"] = "+"
         if entry.type == "bool" and many:

@@ -54,6 +54,8 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
         class_weights: str = TrainConfig.class_weights,
         label_smoothing: float = TrainConfig.label_smoothing,
         bias_correction: bool = TrainConfig.bias_correction,
+        select: str = TrainConfig.select,
+        early_stopping: int = TrainConfig.early_stopping,
         precision: str = TrainConfig.precision,
         max_length: int = TrainConfig.max_length,
         encoding: str = TrainConfig.encoding,
@@ -78,6 +80,8 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
         self.class_weights = class_weights
         self.label_smoothing = label_smoothing
         self.bias_correction = bias_correction
+        self.select = select
+        self.early_stopping = early_stopping
         self.precision = precision
         self.max_length = max_length
         self.encoding = encoding

@@ -14,6 +14,7 @@ from conftest import TINY, one_step, perturbed
 from safetensors import safe_open
 
 from minibert.checkpoint import load_classifier
+from minibert.classifier import Classifier
 from minibert.config import TrainConfig
 from minibert.data.batches import Batch
 from minibert.data.table import Table
@@ -32,6 +33,7 @@ from minibert.setup import prepare
 from minibert.training import folder, keeper, loop
 from minibert.training.keeper import Keeper
 from minibert.training.loop import resume, train
+from minibert.training.outcome import evaluate_run
 
 FP32 = choose_machine("fp32", torch.device("cpu"))
 FP16 = choose_machine("fp16", torch.device("cpu"))
@@ -413,6 +415,94 @@ def test_the_best_epoch_is_kept_and_a_tie_goes_to_the_earlier(config, monkeypatc
     assert len(kept) == 2
     torch.testing.assert_close(weights(load_classifier(path / "model")), kept[1], rtol=0, atol=0)
     assert json.loads((path / "config.json").read_text())["ended"]["best_epoch"] == 2
+
+
+@pytest.mark.parametrize(("select", "kept"), [("accuracy", [1, 2]), ("loss", [1, 2, 3]), ("macro-f1", [1])])
+def test_the_figure_that_chooses_the_epoch(config, monkeypatch, select, kept):
+    figures = iter([(0.5, 0.9, 0.9), (0.8, 0.7, 0.5), (0.8, 0.6, 0.9)])
+    real, done, saved, said = loop.report, [], [], []
+
+    def report(*arguments):
+        done.append(dict(zip(("accuracy", "loss", "macro_f1"), next(figures))))
+        return real(*arguments) | done[-1]
+
+    monkeypatch.setattr(loop, "report", report)
+    monkeypatch.setattr(loop.checkpoint, "save_pretrained", lambda *_: saved.append(len(done)))
+    path = train(replace(config, select=select), said.append)
+    assert saved == kept
+    assert [row["val_macro_f1"] for row in rows_of(path)] == [0.9, 0.5, 0.9]
+    assert json.loads((path / "config.json").read_text())["ended"]["best_epoch"] == kept[-1]
+    by = {"accuracy": "", "loss": " by loss 0.600", "macro-f1": " by macro-f1 0.900"}[select]
+    assert any(line.startswith(f"best: epoch {kept[-1]}{by}, validation accuracy ") for line in said)
+
+
+def test_a_figure_that_is_no_number_is_never_the_best():
+    rows = [{"val_loss": value, "epoch": i} for i, value in enumerate([math.nan, 3.0, 2.0, math.nan, 2.0])]
+    assert folder.best_of(rows, "loss")["epoch"] == 2
+
+
+def losses(monkeypatch, values):
+    real, left = loop.report, iter(values)
+    monkeypatch.setattr(loop, "report", lambda *a: real(*a) | {"loss": next(left)})
+
+
+def test_early_stopping_counts_from_the_best_epoch(config, monkeypatch):
+    losses(monkeypatch, [3.0, 2.0, 2.0, 2.5, 1.0])
+    said = []
+    path = train(replace(config, epochs=5, select="loss", early_stopping=2), said.append)
+    assert [row["epoch"] for row in rows_of(path)] == [1, 2, 3, 4]  # as good is no better
+    assert "stopping: --early-stopping 2, no better loss since epoch 2" in said
+    ended = json.loads((path / "config.json").read_text())["ended"]
+    assert ended["best_epoch"] == 2
+    with pytest.raises(InputError, match="has ended"):
+        resume(path)
+
+
+@pytest.mark.parametrize("killed", [3, 4])
+def test_early_stopping_goes_on_where_it_stood(config, tmp_path, monkeypatch, killed):
+    """Killed with one epoch without a better one behind it, and after the last before it would stop."""
+    values = [3.0, 2.0, 2.5, 2.5, 1.0]
+    config = replace(config, epochs=5, select="loss", early_stopping=2)
+    with monkeypatch.context() as patch:
+        losses(patch, values)
+        whole = final(train(replace(config, out=str(tmp_path / "whole")), str))
+    real = loop.folder.append_row
+
+    def append(path, row):
+        real(path, row)
+        if row["epoch"] == killed:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        losses(patch, values)
+        patch.setattr(loop.folder, "append_row", append)
+        with pytest.raises(Killed):
+            train(config, str)
+    losses(monkeypatch, values[killed:])
+    weights_, rows = final(resume(tmp_path / "run", str))
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert rows == whole[1]
+    assert torch.equal(weights_, whole[0])
+
+
+def test_without_saving_there_are_figures_alone(config, tmp_path, monkeypatch):
+    saved = rows_of(train(replace(config, out=str(tmp_path / "saved")), str))
+    said = []
+    path = train(replace(config, save=False, save_every=1e-9), said.append)
+    assert {part.name for part in path.iterdir()} == {"config.json", "manifest.json", "metrics.jsonl"}
+    assert [row["val_loss"] for row in rows_of(path)] == [row["val_loss"] for row in saved]
+    assert said[-1] == f"no model was kept (--no-save); its figures: {path}"
+    for use in (resume, evaluate_run, Classifier.load):
+        with pytest.raises(InputError, match=r"run was trained with --no-save, so "):
+            use(path)
+
+
+def test_without_saving_a_signal_ends_at_once(config, monkeypatch):
+    real = loop.folder.append_row
+    monkeypatch.setattr(loop.folder, "append_row", lambda *a: (real(*a), signal.raise_signal(signal.SIGINT)))
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        train(replace(config, save=False), str)
+    assert not isinstance(stopped.value, Stopped)  # which would say how to go on
 
 
 @pytest.fixture

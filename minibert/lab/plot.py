@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO
 
+from minibert.config import TrainConfig
 from minibert.errors import InputError
 from minibert.files import replace_file
 from minibert.training.folder import best_of, read_history, read_run
@@ -34,10 +35,11 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Run:
-    """A run's name, as the user knows it, and the rows of its epochs."""
+    """A run's name, as the user knows it, the rows of its epochs, and by what the best of them is chosen."""
 
     name: str
     history: list[dict[str, Any]]
+    select: str = TrainConfig.select
 
     def points(self, field: str) -> list[Point]:
         return [(row["epoch"], row[field]) for row in self.history if math.isfinite(row[field])]
@@ -53,11 +55,11 @@ def read(paths: Sequence[Path]) -> list[Run]:
     short = len({path.name for path in paths}) == len(paths)
     runs = []
     for path in paths:
-        read_run(path)  # refuses what is none
+        config, _ = read_run(path)
         history = read_history(path)
         if not history:
             raise InputError(f"{path} has no epoch yet; wait for the first to end, or go on with --resume {path}")
-        runs.append(Run(path.resolve().name if short else str(path), history))
+        runs.append(Run(path.resolve().name if short else str(path), history, config.select))
     return runs
 
 
@@ -157,7 +159,7 @@ def in_terminal(runs: Sequence[Run], metrics: Sequence[str], plain: bool = False
         mark = "- -" if plain else chr(BRAILLE + DOTS[0][1]) * 3
         lines.append(f"{mark}  {words}: {', '.join(f'{level:.3f}' for level in levels)}")
     for number, run in enumerate(runs):
-        best, room = best_of(run.history), 36
+        best, room = best_of(run.history, run.select), 36
         name = run.name if len(run.name) <= room else cut + run.name[len(cut) - room :]
         name = name.encode("ascii", "replace").decode() if plain else name
         lines.append(

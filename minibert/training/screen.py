@@ -7,7 +7,7 @@ from typing import Any
 
 from minibert.config import TrainConfig
 from minibert.progress import duration
-from minibert.training.folder import best_of
+from minibert.training.folder import FIGURES, best_of, read_history, read_run
 from minibert.verdict import advice, in_words
 
 HEADER = (
@@ -37,12 +37,18 @@ def row_lines(history: list[dict[str, Any]]) -> list[str]:
     return [line, f"       {skipped:,} steps skipped (fp16 overflow)"] if skipped else [line]
 
 
-def closing(history: list[dict[str, Any]], bias_correction: bool, path: Path) -> list[str]:
+def last_lines(path: Path) -> list[str]:
+    """`closing`, of a run that has ended."""
+    return closing(read_history(path), read_run(path)[0], path)
+
+
+def closing(history: list[dict[str, Any]], config: TrainConfig, path: Path) -> list[str]:
     """What came out, what usually helps where nothing did, and what to do next."""
-    best = best_of(history)
+    best = best_of(history, config.select)
+    by = "" if config.select == "accuracy" else f" by {config.select} {best[FIGURES[config.select][0]]:.3f}"
     return [
-        f"best: epoch {best['epoch']}, validation accuracy {best['val_accuracy']:.3f}"
+        f"best: epoch {best['epoch']}{by}, validation accuracy {best['val_accuracy']:.3f}"
         f" (majority baseline {history[-1]['val_majority']:.3f})",
-        *advice(history, bias_correction),
-        f"next: python eval.py {path}",
+        *advice(history, config.bias_correction),
+        f"next: python eval.py {path}" if config.save else f"no model was kept (--no-save); its figures: {path}",
     ]
