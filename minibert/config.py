@@ -80,6 +80,7 @@ class TrainConfig:
     )
     save_every: float = setting(10.0, "run", "minutes between snapshots inside an epoch; 0: at its end alone")
     save: bool = setting(True, "run", "keep the best model and snapshots; without them, figures alone")
+    tensorboard: bool = setting(False, "run", "write event files for TensorBoard into the run's folder, too")
     out: str | None = setting(None, "run", "folder of the run (default: runs/DATE-INIT)")
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +67,8 @@ def settle(config: TrainConfig, say: Say = print, table: Table | None = None) ->
         InputError: something that the settings name cannot be used.
     """
     init = Init.parse(config.init)
+    if config.tensorboard and find_spec("tensorboard") is None:
+        raise InputError("--tensorboard needs a package: pip install -e '.[tensorboard]'")
     named = config.data if table is None else IN_MEMORY
     table = read_table(config) if table is None else table  # first: a wrong column must not wait for a download
     machine = choose_machine(config.precision, choose_device())

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from minibert.config import TrainConfig
 from minibert.errors import InputError
 from minibert.files import replace_file
+from minibert.lines import lacks
 from minibert.training.folder import best_of, read_history, read_run
 
 MOST = 10  # runs: more letters or colours than that are told apart by nobody
@@ -175,11 +176,7 @@ def letter_of(number: int) -> str:
 
 def must_be_plain(stream: TextIO) -> bool:
     """Whether the stream's encoding lacks what lines are drawn with."""
-    try:
-        f"│…{chr(BRAILLE)}".encode(stream.encoding or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return True
-    return False
+    return lacks(stream, f"│…{chr(BRAILLE)}")
 
 
 def check_picture(path: Path) -> None:

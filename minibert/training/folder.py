@@ -3,6 +3,7 @@
 config.json     every setting, the checkpoint's name and hash, the data's hash, versions, git commit
 manifest.json   where each tensor's start came from
 metrics.jsonl   one object an epoch
+events.out...   with --tensorboard: the same figures
 start.json      with --layers: what its rows have as `parts`, before the first step
 model/          the best epoch so far, under published names, with tokenizer and label names; not with --no-save
 state/          what --resume needs, until the run has ended; not with --no-save

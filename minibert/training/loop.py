@@ -28,6 +28,7 @@ from minibert.lines import tell
 from minibert.progress import Progress
 from minibert.setup import Head, Setup, prepare
 from minibert.training import folder
+from minibert.training.board import Board
 from minibert.training.keeper import Keeper, how_to_go_on
 from minibert.training.screen import HEADER, closing, opening, row_lines
 from minibert.verdict import in_words, streak
@@ -169,6 +170,7 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obe
         folder.write_history(path, history)  # a kill may have come between the state and the row
         where = f"in epoch {cursor.epoch}, after step {cursor.step:,} of {plan.steps:,}"
         say(f"resuming {where if cursor.step else f'after epoch {cursor.epoch - 1} of {config.epochs}'}")
+    board = Board(path, history) if config.tensorboard else None
     keeper = Keeper(path, config.save_every if config.save else 0, obeys)
     if cursor.epoch <= config.epochs:
         engine = engine_of(setup, plan, say)
@@ -200,8 +202,12 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obe
             tensors = engine.state_dict() if cursor.epoch <= config.epochs else {}  # behind the last, nobody needs them
             folder.save_state(path, folder.SavedState(tensors, history, cursor))
         folder.append_row(path, row)
+        if board is not None:
+            board.add(row)
         for line in row_lines(history):
             say(line)
+    if board is not None:
+        board.close()
     folder.end(path, history)
     for line in closing(history, config, path):
         say(line)

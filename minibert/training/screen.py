@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minibert.config import TrainConfig
+from minibert.lines import BLOCKS, WIDTH, columns, lacks
 from minibert.progress import duration
 from minibert.training.folder import FIGURES, best_of, read_history, read_run
 from minibert.verdict import advice, in_words
@@ -26,15 +30,31 @@ def opening(config: TrainConfig, steps: int, size: int, warmup: int, path: Path)
 
 
 def row_lines(history: list[dict[str, Any]]) -> list[str]:
-    """The last epoch as a line under HEADER, and one on what was odd in it."""
+    """The last epoch as a line under HEADER, on a terminal with the curve behind it, and one on what was odd in it."""
     row = history[-1]
     line = (
         f"{row['epoch']:>5}  {row['train_loss']:>5.3f}  {row['train_accuracy']:.3f}  {row['val_loss']:>6.3f}"
         f"  {row['val_accuracy']:.3f}  {row['lr']:.1e}  {row['examples_per_second']:>5.0f}"
         f"  {duration(row['seconds']):>6}  {in_words(history)}"
     )
+    if sys.stdout.isatty() and not lacks(sys.stdout, BLOCKS):
+        line = f"{line}  {curve(history, WIDTH - columns(line) - 2)}".rstrip()
     skipped = row["skipped_steps"]
     return [line, f"       {skipped:,} steps skipped (fp16 overflow)"] if skipped else [line]
+
+
+def curve(history: list[dict[str, Any]], room: int) -> str:
+    """The validation accuracy over the epochs so far, in at most `room` blocks; of more epochs, means of neighbours.
+
+    The lowest block is the majority baseline, or a worse epoch; the highest is the best epoch.
+    """
+    values = np.array([row["val_accuracy"] for row in history])
+    if not len(values) >= 2 or room < 2:
+        return ""
+    low, high = min(values.min(), history[-1]["val_majority"]), max(values.max(), history[-1]["val_majority"])
+    means = np.array([part.mean() for part in np.array_split(values, min(room, len(values)))])
+    heights = (means - low) / max(high - low, 1e-9) * (len(BLOCKS) - 1)
+    return "".join(BLOCKS[round(height)] for height in heights)
 
 
 def last_lines(path: Path) -> list[str]:
