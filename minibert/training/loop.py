@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from minibert import checkpoint
 from minibert.config import TrainConfig
@@ -16,6 +19,7 @@ from minibert.engine import Engine, assemble
 from minibert.engine.epochs import Batches, Cursor, Plan, Watch, own_random_numbers, steps
 from minibert.engine.network import twin
 from minibert.engine.optimizer import Schedule, warmup_steps
+from minibert.engine.step import Loss, balanced, classification
 from minibert.errors import InputError, Say, Stopped
 from minibert.evaluation import predict, report
 from minibert.files import locked, write_json
@@ -24,6 +28,7 @@ from minibert.lines import tell
 from minibert.progress import Progress
 from minibert.setup import Head, Setup, prepare
 from minibert.training import folder
+from minibert.training.board import Board
 from minibert.training.keeper import Keeper, how_to_go_on
 from minibert.training.screen import HEADER, closing, opening, row_lines
 from minibert.verdict import in_words, streak
@@ -47,9 +52,9 @@ def train(config: TrainConfig, say: Say = tell, head: Head | None = None, table:
     path = folder.new_folder(config.out, config.init)
     folder.begin(path, setup)
     with holding(path):
-        own = head is not None or table is not None
-        with nullcontext() if own else stoppable(path):
-            return fit(setup, path, None, say, obeys=not own)
+        can_go_on = config.save and head is None and table is None
+        with stoppable(path) if can_go_on else nullcontext():
+            return fit(setup, path, None, say, obeys=can_go_on)
 
 
 def resume(path: Path, say: Say = tell) -> Path:
@@ -66,6 +71,8 @@ def resume(path: Path, say: Say = tell) -> Path:
 def go_on(path: Path, say: Say) -> Path:
     """`resume`, where nobody else is at the run."""
     config, content = folder.read_run(path)
+    if not config.save:
+        raise InputError(f"{path} was trained with --no-save, so there is nothing to go on from; start it anew")
     if "ended" in content:
         raise InputError(f"{path} has ended: python eval.py {path} reports on it")
     if content.get("head"):
@@ -125,8 +132,18 @@ def engine_of(setup: Setup, plan: Plan, say: Say) -> Engine:
     return assemble(
         setup.model, [setup.data.train, setup.data.val], setup.machine,
         Schedule(config.lr, total, warmup_steps(config.warmup, total)), accumulate=config.accumulate,
-        weight_decay=config.weight_decay, bias_correction=config.bias_correction, clip=config.clip, say=say,
+        weight_decay=config.weight_decay, bias_correction=config.bias_correction, clip=config.clip,
+        loss=loss_of(setup), say=say,
     )  # fmt: skip
+
+
+def loss_of(setup: Setup) -> Loss:
+    """What training makes small; validation and reports have the plain cross-entropy whatever the settings."""
+    config, data = setup.config, setup.data
+    weight = None
+    if config.class_weights == "balanced":
+        weight = balanced(torch.from_numpy(data.train.labels), len(data.labels)).to(setup.machine.device)
+    return partial(classification, weight=weight, label_smoothing=config.label_smoothing)
 
 
 def batches_of(engine: Engine, plan: Plan) -> Batches:
@@ -153,7 +170,8 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obe
         folder.write_history(path, history)  # a kill may have come between the state and the row
         where = f"in epoch {cursor.epoch}, after step {cursor.step:,} of {plan.steps:,}"
         say(f"resuming {where if cursor.step else f'after epoch {cursor.epoch - 1} of {config.epochs}'}")
-    keeper = Keeper(path, config.save_every, obeys)
+    board = Board(path, history) if config.tensorboard else None
+    keeper = Keeper(path, config.save_every if config.save else 0, obeys)
     if cursor.epoch <= config.epochs:
         engine = engine_of(setup, plan, say)
         if state is not None:
@@ -171,19 +189,27 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obe
         if 0 < config.stop_on_collapse <= len(streak(history)):  # before an epoch: a resumed run asks, too
             say(f"stopping: --stop-on-collapse {config.stop_on_collapse}, {in_words(history)}")
             break
+        best = folder.best_of(history, config.select)["epoch"] if history else 0
+        if 0 < config.early_stopping <= len(history) - best:
+            say(f"stopping: --early-stopping {config.early_stopping}, no better {config.select} since epoch {best}")
+            break
         row = one_epoch(engine, setup, plan, cursor, path, history, keeper, seconds)
-        best = all(row["val_accuracy"] > earlier["val_accuracy"] for earlier in history)  # ties: the earlier
         history, cursor, seconds = [*history, row], Cursor(cursor.epoch + 1), 0.0
         # In this order a kill at any moment loses the epoch at most, and the next try comes to the same result.
-        if best:
-            checkpoint.save_pretrained(engine.model(), path / "model", data.labels)
-        tensors = engine.state_dict() if cursor.epoch <= config.epochs else {}  # behind the last, nothing needs them
-        folder.save_state(path, folder.SavedState(tensors, history, cursor))
+        if config.save:
+            if folder.best_of(history, config.select) is row:
+                checkpoint.save_pretrained(engine.model(), path / "model", data.labels)
+            tensors = engine.state_dict() if cursor.epoch <= config.epochs else {}  # behind the last, nobody needs them
+            folder.save_state(path, folder.SavedState(tensors, history, cursor))
         folder.append_row(path, row)
+        if board is not None:
+            board.add(row)
         for line in row_lines(history):
             say(line)
+    if board is not None:
+        board.close()
     folder.end(path, history)
-    for line in closing(history, config.bias_correction, path):
+    for line in closing(history, config, path):
         say(line)
     return path
 
@@ -236,7 +262,7 @@ def one_epoch(
     taken = int(engine.state.optimizer.steps)
     return {
         "epoch": cursor.epoch, "train_loss": seen.loss, "train_accuracy": seen.accuracy, "val_loss": val["loss"],
-        "val_accuracy": val["accuracy"],
+        "val_accuracy": val["accuracy"], "val_macro_f1": val["macro_f1"],
         "lr": engine.schedule.rate(max(0, taken - 1)),
         "seconds": seconds, "examples_per_second": plan.examples / seconds, "step": taken,
         "skipped_steps": seen.skipped, "val_majority": val["majority"], "verdict": val["verdict"],
