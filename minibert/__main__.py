@@ -16,8 +16,8 @@ from minibert.errors import InputError, Stopped
 
 FIELDS = [entry.name for entry in fields(TrainConfig)]
 # What a probe takes of a run's settings.
-SETTINGS = ("init", "model", "pool", "data", "charset", "encoding", "channels", "steps", "grid_cells", "max_length",
-            "seed")  # fmt: skip
+SETTINGS = ("init", "model", "pool", "head", "data", "charset", "encoding", "channels", "steps", "grid_cells",
+            "max_length", "seed")  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
