@@ -11,13 +11,15 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from minibert.commands import guarded
-from minibert.config import PRECISIONS, TrainConfig, add_flags
+from minibert.config import ALONE, PRECISIONS, TrainConfig, add_flags
 from minibert.errors import InputError, Stopped
 
-FIELDS = [entry.name for entry in fields(TrainConfig)]
+FIELDS = [entry.name for entry in fields(TrainConfig) if entry.name not in ALONE]  # of a grid
 # What a probe takes of a run's settings.
-SETTINGS = ("init", "model", "pool", "data", "charset", "encoding", "channels", "steps", "grid_cells", "max_length",
-            "seed")  # fmt: skip
+SETTINGS = (
+    "init", "model", "pool", "head", "data", "charset", "text_column", "label_column", "text_b_column", "delimiter",
+    "max_examples", "encoding", "channels", "steps", "grid_cells", "max_length", "seed",
+)  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
@@ -71,13 +73,27 @@ def add_predict_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--out", metavar="FILE", type=Path, help="a .csv or .jsonl file (default: to standard output)")
     parser.add_argument("--json", action="store_true", help="JSON lines to standard output instead of CSV")
+    add_file_flags(parser)
+
+
+def add_file_flags(parser: argparse.ArgumentParser) -> None:
+    """How a file of new texts is read."""
     parser.add_argument("--charset", metavar="NAME", default="utf-8", help="encoding of the texts (default: utf-8)")
+    own = parser.add_argument_group("columns of the file (default: as in the run's own data)")
+    own.add_argument("--text-column", metavar="NAME", help="of texts")
+    own.add_argument("--text-b-column", metavar="NAME", help="of second texts")
+    own.add_argument("--delimiter", metavar="X", help="between cells: one character, tab, or auto")
+
+
+def columns_given(given: argparse.Namespace) -> dict[str, str]:
+    columns = {name: getattr(given, name) for name in ("text_column", "text_b_column", "delimiter")}
+    return {name: value for name, value in columns.items() if value is not None}
 
 
 def run_predict(given: argparse.Namespace) -> int:
     from minibert.predict import predict_file
 
-    predict_file(given.run, given.file, given.out, given.charset, given.json)
+    predict_file(given.run, given.file, given.out, given.charset, given.json, columns_given(given))
     return 0
 
 
@@ -94,7 +110,7 @@ def add_explain_flags(parser: argparse.ArgumentParser) -> None:
         "--attention", metavar="LAYER[.HEAD]", help="instead: what a layer's heads look at; needs --out"
     )
     parser.add_argument("--out", metavar="FILE", type=Path, help="a page, .html; with --attention also .svg")
-    parser.add_argument("--charset", metavar="NAME", default="utf-8", help="encoding of the texts (default: utf-8)")
+    add_file_flags(parser)
 
 
 def run_explain(given: argparse.Namespace) -> int:
@@ -105,6 +121,7 @@ def run_explain(given: argparse.Namespace) -> int:
     explain_command(
         given.run, given.text, pair=given.text_b, row=given.row, label=given.label, attention=given.attention,
         steps=given.steps if given.method == "integrated" else 0, out=given.out, charset=given.charset,
+        columns=columns_given(given),
     )  # fmt: skip
     return 0
 
@@ -125,14 +142,14 @@ def add_ablate_flags(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--baseline", metavar="START", help="the start that others are compared with")
     own.add_argument("--dry-run", action="store_true", help="only print the runs and about how long they take")
     own.add_argument("--keep-weights", action="store_true", help="keep each run's model, not only its predictions")
-    add_flags(parser, [name for name in FIELDS if name != "out"], many=True)
+    add_flags(parser, FIELDS, many=True)
 
 
 def run_ablate(given: argparse.Namespace) -> int:
     from minibert.lab.ablation.ablate import ablate
     from minibert.lab.ablation.grid import check_seeds, preset, read_grid_file
 
-    values = {name: getattr(given, name) for name in FIELDS if name != "out" and hasattr(given, name)}
+    values = {name: getattr(given, name) for name in FIELDS if hasattr(given, name)}
     if given.seeds is not None and "seed" in values:
         raise InputError("--seeds and --seed: give one of them")
     grid = preset(given.preset) if given.grid is None else read_grid_file(given.grid)

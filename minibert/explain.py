@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ import torch
 
 from minibert.attribution import STEPS, attention_weights, attribute
 from minibert.classifier import Classifier
-from minibert.data import read_table
-from minibert.data.splits import split_rows
+from minibert.data import chosen_rows, read_table
+from minibert.data.table import Layout
 from minibert.errors import InputError
 from minibert.files import replace_file
 from minibert.lines import cell, fold, has_colours, lacks
@@ -313,7 +313,12 @@ class Request:
 
 
 def read_request(
-    classifier: Classifier, source: str | None, pair: str | None, row: int | None, charset: str
+    classifier: Classifier,
+    source: str | None,
+    pair: str | None,
+    row: int | None,
+    charset: str,
+    columns: Mapping[str, str] | None = None,
 ) -> Request:
     """A file or standard input as predict reads them, else the text itself; or a row of the validation data.
 
@@ -331,7 +336,8 @@ def read_request(
     if source == STDIN or looks_like_a_file or (len(source) < 256 and path.is_file()):
         if source != STDIN and not path.is_file():
             raise InputError(f"{source}: no such file; a text that ends so must have a blank in it")
-        inputs, pairs = read_inputs(classifier, source, charset)
+        layout = Layout.of(replace(classifier.config, **(columns or {})))
+        inputs, pairs = read_inputs(classifier, source, charset, layout)
         return Request(inputs, pairs, [None] * len(inputs))
     if classifier.encoding is not None:
         raise InputError(f"{classifier.path} was trained on windows: give an .npz with x, or --row N")
@@ -346,7 +352,7 @@ def validation_row(classifier: Classifier, row: int) -> Request:
     data = read_table(config)
     if data.sha256 != content["dataset"]["sha256"]:
         raise InputError(f"{config.data} changed since {classifier.path} was trained")
-    val = split_rows(data, config.seeds.split)["val"].tolist()
+    val = chosen_rows(config, data)["val"].tolist()
     if row not in val:
         some = ", ".join(map(str, val[:5]))
         raise InputError(f"--row {row}: not a validation row; {len(val):,} are: {some}, ... (eval.py --predictions)")
@@ -367,11 +373,13 @@ def explain_command(
     attention: str | None = None,
     out: Path | None = None,
     charset: str = "utf-8",
+    columns: Mapping[str, str] | None = None,
 ) -> None:
     """Print what moved each answer, or write it as a page; or draw a layer's attention.
 
     Args:
         source: a text, a file as predict reads it, or "-"; pair: the second text; row: of the validation data.
+        charset, columns: of a file, as predict_file.
         attention: LAYER or LAYER.HEAD, counted from 1; needs `out`, .svg or .html.
 
     Raises:
@@ -382,7 +390,7 @@ def explain_command(
     if out is not None:
         check_page(out, (".html",) if attention is None else (".svg", ".html"))
     classifier = Classifier(run, precision="fp32")
-    request = read_request(classifier, source, pair, row, charset)
+    request = read_request(classifier, source, pair, row, charset, columns)
     if attention is not None:
         text = attention_picture(classifier, request, attention, out.suffix.lower())
     else:

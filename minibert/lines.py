@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 import unicodedata
 from typing import TextIO
 
 WIDTH = 80
+BLOCKS = "▁▂▃▄▅▆▇█"
+COLOURS = {  # of a terminal: green, red, cyan
+    re.compile(r"(?<=  )learning\b"): 32,
+    re.compile(r"(?<=  )collapsed( since step [\d,]+)?"): 31,
+    re.compile(f"[{BLOCKS}]+"): 36,
+}
 
 
 def visible(text: str) -> str:
@@ -48,8 +56,12 @@ def fold(text: str) -> str:
 
 
 def tell(line: str) -> None:
-    """Print a line for the user, folded."""
-    print(fold(line))
+    """Print a line for the user, folded; on a terminal with colours."""
+    text = fold(line)
+    if has_colours(sys.stdout):
+        for what, colour in COLOURS.items():
+            text = what.sub(lambda found, colour=colour: f"\x1b[{colour}m{found[0]}\x1b[0m", text)
+    print(text)
 
 
 def has_colours(stream: TextIO) -> bool:
