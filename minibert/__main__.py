@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> int:
     add_flags(probe, SETTINGS)
     probe.add_argument("--inputs", metavar="N", type=int, default=24, help="training examples (default: %(default)s)")
     probe.add_argument("--json", action="store_true", help="all figures, and the whole manifest, as JSON")
+    probe.add_argument("--out", metavar="FILE", type=Path, help="also a picture, .svg: cosines by layer, drift")
     plot = verbs.add_parser("plot", help="draw the curves of one or a few runs")
     plot.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folders of runs, also while they run")
     plot.add_argument("--loss", action="store_true", help="the loss, too, below the accuracy")
@@ -199,10 +200,20 @@ def run_parity(given: argparse.Namespace) -> int:
 def run_probe(given: argparse.Namespace) -> int:
     config = TrainConfig(**{name: value for name, value in vars(given).items() if name in SETTINGS})
     from minibert.errors import silent
+    from minibert.files import replace_file
+    from minibert.lab import pictures
+    from minibert.lab.drawing import check_matplotlib
     from minibert.lab.probe import format_probe, probe
     from minibert.lines import tell
+    from minibert.pages import check_page
 
+    if given.out is not None:
+        check_page(given.out, (".svg",))
+        check_matplotlib()
     result = probe(config, given.inputs, say=silent if given.json else tell)
+    if given.out is not None:
+        text = pictures.probe(result)
+        replace_file(given.out, lambda beside: beside.write_text(text, encoding="utf-8"))
     print(json.dumps(result, indent=1) if given.json else format_probe(result))
     return 0
 

@@ -8,6 +8,7 @@ from conftest import TINY, perturbed
 from torch import nn
 
 from minibert.attribution import attention_weights, attribute
+from minibert.heads import AttentionHead
 from minibert.model import BertClassifier
 
 
@@ -67,10 +68,11 @@ def bert():
     return perturbed(BertClassifier(TINY)).train()
 
 
-@pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_the_sum_is_the_difference_of_the_centred_logits(pool):
+@pytest.mark.parametrize("kind", ["cls", "mean", "head over tokens"])
+def test_the_sum_is_the_difference_of_the_centred_logits(kind):
     torch.manual_seed(0)
-    model = perturbed(BertClassifier(TINY, pool=pool))
+    own = {"head": AttentionHead(TINY)} if kind == "head over tokens" else {"pool": kind}
+    model = perturbed(BertClassifier(TINY, **own))
     ids, base, types = torch.randint(5, 90, (2, 12)), torch.zeros(2, 12, dtype=torch.long), torch.ones(2, 12).long()
     labels = torch.tensor([4, 2])
     found = attribute(model, ids, base, labels, None, types, steps=50)

@@ -66,6 +66,8 @@ def plain(token: str) -> str:
 def probe(result: Mapping[str, Any]) -> str:
     """What probe.py found: the cosine between inputs by layer, and what drift leaves of the spread."""
     check_matplotlib()
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
     parts = [part for part in result["parts"] if part["tokens"] is not None]
     drift = result["drift"]
     with styled():
@@ -83,11 +85,14 @@ def probe(result: Mapping[str, Any]) -> str:
         top.grid(axis="y")
         entitle(top, f"{result['init']}: mean cosine between")
         legend(figure, top)
-        entitle(bottom, "Drift: what is left of the spread over inputs")
+        entitle(bottom, "Drift: what is left of the spread")
         bottom.set_xlabel("how far each weight went towards one answer")
         bottom.axhline(SHARE, color=INK, linewidth=0.8, linestyle=":")
         bottom.set_ylim(0, 1.2)
         bottom.set_xscale("log")
+        bottom.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        bottom.xaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:.0e}"))
+        bottom.minorticks_off()
         if drift["curve"]:
             t, share = zip(*drift["curve"])
             bottom.plot(t, share, color="#0072b2", marker="o", markersize=3.5)
