@@ -26,6 +26,7 @@ from minibert.engine.network import length_multiple
 from minibert.errors import InputError, silent
 from minibert.evaluation import predict
 from minibert.lines import tell
+from minibert.notebook import MOST, Answers, Report, facts_html, run_html
 from minibert.progress import no_bars
 from minibert.setup import Head
 from minibert.training import folder, loop
@@ -102,14 +103,19 @@ class Run:
         """The row of the best epoch, as `select` says, whose model is kept."""
         return folder.best_of(self.history, folder.read_run(self.path)[0].select)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Report:
         """{"val": ..., "test": ...}, what `eval.py --json` prints: accuracy, macro_f1, confusion, verdict, ..."""
         with no_bars():
-            return evaluate_run(self.path, self.head, self.table)[0]
+            return Report(evaluate_run(self.path, self.head, self.table)[0])
 
     def classifier(self) -> Classifier:
         """The best model, to predict with."""
         return Classifier.load(self.path, self.head)
+
+    def _repr_html_(self) -> str:
+        config, _ = folder.read_run(self.path)
+        settings = {name: getattr(config, name) for name in ("data", "init", "model", "epochs", "batch_size", "lr")}
+        return run_html(self.path, settings, self.history, self.best["epoch"])
 
 
 def train(
@@ -200,6 +206,26 @@ class Classifier:
         examples = Examples(ids, types, nothing, nothing)
         self.network.multiple = length_multiple([examples])
         return predict(self.network, examples).logits.double().softmax(dim=1).numpy()
+
+    def answers(self, inputs: Any, pairs: Sequence[str] | None = None) -> Answers:
+        """As predict: for each input a dictionary of row, label, confidence and p {class: probability}."""
+        rows = []
+        for row, p in enumerate(self.predict_proba(inputs, pairs)):
+            best = int(p.argmax())
+            rows.append({"row": row, "label": self.labels[best], "confidence": round(float(p[best]), 6),
+                         "p": {label: round(float(value), 6) for label, value in zip(self.labels, p)}})  # fmt: skip
+        texts, seconds = self.texts(inputs, pairs)
+        return Answers(rows, texts if seconds is None else [f"{a} | {b}" for a, b in zip(texts, seconds)])
+
+    def _repr_html_(self) -> str:
+        model = self.network.model
+        takes = "pairs of texts" if self.pairs else "texts" if self.encoding is None else self.encoding.describe()
+        return facts_html(self.path, {
+            "classes": ", ".join(self.labels[:MOST]) + ("" if len(self.labels) <= MOST else ", ..."),
+            "takes": f"{takes}, up to {self.max_length} tokens",
+            "network": f"{model.config.num_hidden_layers} layers, {model.config.hidden_size} wide,"
+                       f" {sum(p.numel() for p in model.parameters()):,} parameters",
+        })  # fmt: skip
 
     def encode(self, inputs: Any, pairs: Sequence[str] | None) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
         """Inputs as they were read for training: ids, and token types where there are pairs."""

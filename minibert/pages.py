@@ -15,6 +15,8 @@ from minibert.errors import InputError
 from minibert.lines import visible
 
 FOR, AGAINST = "0, 114, 178", "213, 94, 0"
+LINE = "#2f7fd6"  # seen on either
+LONG = 40  # letters of a cell that may be broken into lines
 DEEPEST = 0.65  # opacity: letters stay legible on it, dark or light
 STYLE = """
 :root { color-scheme: light dark; --paper: #fefdfc; --ink: #1a1b1d; }
@@ -51,7 +53,8 @@ def table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
 
     def cell(kind: str, value: object, scope: str = "") -> str:
         side = "right" if isinstance(value, (int, float)) or (kind == "th" and value in numeric) else "left"
-        style = f"text-align: {side}; padding: 0.15rem 0.6rem; font-variant-numeric: tabular-nums"
+        wrap = "normal; min-width: 14rem" if len(str(value)) > LONG else "nowrap"
+        style = f"text-align: {side}; padding: 0.15rem 0.6rem; white-space: {wrap}; font-variant-numeric: tabular-nums"
         shown = f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
         return f'<{kind}{scope} style="{style}">{escaped(shown)}</{kind}>'
 
@@ -90,7 +93,7 @@ def curve(history: Sequence[dict[str, Any]]) -> str:
             for row in history
             if len(history) < 30
         )
-        return f'<g fill="rgb({FOR})" stroke="rgb({FOR})" {style}><polyline fill="none" points="{points}"/>{dots}</g>'
+        return f'<g fill="{LINE}" stroke="{LINE}" {style}><polyline fill="none" points="{points}"/>{dots}</g>'
 
     ticks = "".join(
         f'<text x="{left - 4}" y="{y(value) + 3:.1f}" text-anchor="end">{value:g}</text>'
@@ -104,7 +107,7 @@ def curve(history: Sequence[dict[str, Any]]) -> str:
         ' font-family="sans-serif" fill="currentColor">'
         "<title>Accuracy over epochs: validation, training (dashed), majority baseline (dotted)</title>"
         f'{ticks}<path d="M{left} {level:.1f}H{width - 10}" stroke="currentColor" stroke-dasharray="1 3"/>'
-        + line("train_accuracy", 'stroke-dasharray="4 3" opacity="0.6"')
+        + line("train_accuracy", 'stroke-dasharray="4 3" opacity="0.8"')
         + line("val_accuracy", 'stroke-width="1.5"')
         + f'<text x="{left}" y="{height - 4}">epoch {epochs[0]}</text>{last_tick if len(epochs) > 1 else ""}</svg>'
     )
