@@ -8,7 +8,7 @@ logits, since softmax does not see what all logits have in common.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minibert.model import Attend, Bert, BertClassifier
+from minibert.model import Bert, BertClassifier
 
 STEPS = 50  # gradients along the way from the baseline to the text
 
@@ -95,7 +95,7 @@ def attention_weights(
     return weights
 
 
-def keeping(weights: list[Tensor]) -> Attend:
+def keeping(weights: list[Tensor]) -> Callable[..., Tensor]:
     """As model.attend, which keeps no weights; this one appends them to `weights`, a layer at a time."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Module, mask: Tensor | None = None) -> Tensor:

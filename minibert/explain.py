@@ -127,7 +127,7 @@ def explain(
     for i, text in enumerate(texts):
         both = [text] if pairs is None else [text, pairs[i]]
         ids, types = (part.to(model.bert.embeddings.word.weight.device) for part in tensors(classifier, both))
-        spans, cut = classifier.tokenizer.spans(*both, max_length=classifier.max_length)
+        spans, cut = classifier.tokenizer.spans(text, both[1] if both[1:] else None, classifier.max_length)
         with torch.no_grad():
             p = model(ids, None, types)[0].double().softmax(dim=0)
         predicted = int(p.argmax())
@@ -325,10 +325,10 @@ def read_request(
     Raises:
         InputError: none of them or two; as predict; not a row of the validation data.
     """
-    if (source is None) == (row is None):
-        raise InputError("give a text, a file, or - for standard input; or --row N, of the validation data")
-    if row is not None:
+    if row is not None and source is None:
         return validation_row(classifier, row)
+    if source is None or row is not None:
+        raise InputError("give a text, a file, or - for standard input; or --row N, of the validation data")
     if pair is not None:
         return Request([source], [pair], [None])
     path = Path(source)
@@ -336,7 +336,8 @@ def read_request(
     if source == STDIN or looks_like_a_file or (len(source) < 256 and path.is_file()):
         if source != STDIN and not path.is_file():
             raise InputError(f"{source}: no such file; a text that ends so must have a blank in it")
-        layout = Layout.of(replace(classifier.config, **(columns or {})))
+        names: dict[str, Any] = dict(columns or {})
+        layout = Layout.of(replace(classifier.config, **names))
         inputs, pairs = read_inputs(classifier, source, charset, layout)
         return Request(inputs, pairs, [None] * len(inputs))
     if classifier.encoding is not None:
@@ -359,6 +360,7 @@ def validation_row(classifier: Classifier, row: int) -> Request:
     pick = slice(row, row + 1)
     if data.windows is not None:
         return Request(data.windows[pick], None, [data.labels[row]])
+    assert data.texts is not None  # a table has windows or texts
     return Request(data.texts[pick], None if data.pairs is None else data.pairs[pick], [data.labels[row]])
 
 
@@ -385,13 +387,13 @@ def explain_command(
     Raises:
         InputError: as explain and read_request; no such layer or head; `out` cannot be written.
     """
-    if attention is not None and out is None:
+    if out is None and attention is not None:
         raise InputError("--attention draws a picture: give --out FILE.svg or FILE.html")
     if out is not None:
         check_page(out, (".html",) if attention is None else (".svg", ".html"))
     classifier = Classifier(run, precision="fp32")
     request = read_request(classifier, source, pair, row, charset, columns)
-    if attention is not None:
+    if attention is not None and out is not None:
         text = attention_picture(classifier, request, attention, out.suffix.lower())
     else:
         found = explain(classifier, request.inputs, request.pairs, label, steps)
@@ -423,13 +425,13 @@ def attention_picture(classifier: Classifier, request: Request, which: str, suff
     ids, types = tensors(classifier, texts + (pairs or []))
     device = model.bert.embeddings.word.weight.device
     weights = attention_weights(model.bert, ids.to(device), None, types.to(device))[layer - 1][0].cpu().numpy()
-    tokens = [classifier.tokenizer.backend.id_to_token(i) for i in ids[0].tolist()]
+    tokens = [str(classifier.tokenizer.backend.id_to_token(i)) for i in ids[0].tolist()]
     shown = range(1, heads + 1) if not head else [head]
     title = f"Attention, layer {layer}" + (f", head {head}" if head else "")
     svg = attention(title, {f"head {number}": weights[number - 1] for number in shown}, tokens)
     if suffix == ".svg":
         return svg
-    wide = 1.35 * float(re.search(r'width="([\d.]+)pt"', svg)[1])  # a little larger than on paper
+    wide = 1.35 * float(svg.split('width="')[1].split("pt")[0])  # a little larger than on paper
     figure = drawing.inline(svg, "attention", title)
     return page(
         f"{title}: {classifier.path.resolve().name}",

@@ -7,7 +7,7 @@ seen on light and dark: blue for what speaks for a class, orange for what speaks
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def shade(value: float, most: float) -> str:
     return f"rgba({FOR if value > 0 else AGAINST}, {depth:.2f})"
 
 
-def curve(history: Sequence[dict[str, Any]]) -> str:
+def curve(history: Sequence[Mapping[str, Any]]) -> str:
     """Accuracy over the epochs of a run as an SVG: validation, dashed training, dotted the majority baseline."""
     width, height, left, top = 320, 140, 30, 8
     epochs = [row["epoch"] for row in history]

@@ -128,7 +128,7 @@ class Tokenizer:
         if not texts or (pairs is not None and len(pairs) != len(texts)):
             raise InputError(f"{len(texts)} texts{'' if pairs is None else f' and {len(pairs)} second texts'}")
         ids, types, _ = self.encode(texts, pairs, max_length)
-        pad_id = self.token_id("[PAD]")
+        pad_id = self.token_id("[PAD]") or 0
         side_by_side = [
             pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
             for rows, value in ((ids, pad_id), ([[1] * len(row) for row in ids], 0), (types, 0))

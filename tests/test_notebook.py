@@ -1,4 +1,4 @@
-"""minibert/notebook.py, pages.py: what a notebook shows of real runs, and that nothing in data becomes a part of a page."""
+"""minibert/notebook.py, pages.py: what a notebook shows of real runs; nothing in data becomes a part of a page."""
 
 import html.parser
 import re
@@ -85,8 +85,8 @@ def test_long_tables_are_cut_and_say_so():
     assert "p(0)" not in shown.letters  # no room
     assert Answers([], [])._repr_html_() == "<p>no inputs</p>"
     result = {"accuracy": 0.5, "loss": 1.0, "macro_f1": 0.5, "n": 9, "majority": 0.5, "majority_class": "a",
-              "verdict": {"name": "learning"}, "confusion": [],
-              "classes": {str(i): {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 1} for i in range(60)}}  # fmt: skip
+              "verdict": {"name": "learning"}, "confusion": []}  # fmt: skip
+    result["classes"] = {str(i): {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 1} for i in range(60)}
     shown = Reader(Report(val=result)._repr_html_())
     assert shown.tags.count("tr") == 51
     assert "and 10 more classes" in shown.letters
