@@ -16,8 +16,10 @@ from minibert.errors import InputError, Stopped
 
 FIELDS = [entry.name for entry in fields(TrainConfig) if entry.name not in ALONE]  # of a grid
 # What a probe takes of a run's settings.
-SETTINGS = ("init", "model", "pool", "data", "charset", "text_column", "label_column", "text_b_column", "delimiter",
-            "max_examples", "encoding", "channels", "steps", "grid_cells", "max_length", "seed")  # fmt: skip
+SETTINGS = (
+    "init", "model", "pool", "head", "data", "charset", "text_column", "label_column", "text_b_column", "delimiter",
+    "max_examples", "encoding", "channels", "steps", "grid_cells", "max_length", "seed",
+)  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:

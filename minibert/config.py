@@ -16,6 +16,7 @@ from minibert.errors import InputError
 from minibert.seeds import Seeds
 
 ENCODINGS = ("levels", "grid", "decimals")
+HEADS = ("linear", "mlp", "attention")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 SELECTIONS = ("accuracy", "loss", "macro-f1")
 ALONE = ("out", "save")  # of a run by itself; no grid has them: its runs have their places, and their models are scored
@@ -49,9 +50,13 @@ class TrainConfig:
     model: str = setting("auto", "model", "a folder, a name on the hub, minilm-l6, or auto: what suits this machine")
     init: str = setting("pretrained", "model", "starting weights: pretrained, random, or a scheme between (README)")
     pool: str = setting(
-        "auto", "model", "what the head reads: [CLS] through BERT's pooler, or the mean; auto: cls, random:deep mean",
-        choices=("auto", "cls", "mean"),
+        "auto", "model", "what the head reads: [CLS] through BERT's pooler, the mean, or all tokens; auto: tokens where"
+        " the head asks for them, else cls, random:deep mean",
+        choices=("auto", "cls", "mean", "tokens"),
     )  # fmt: skip
+    head: str = setting(
+        "linear", "model", "linear; mlp: one hidden layer; attention: a learned query over all tokens", choices=HEADS
+    )
     dropout: str = setting("0.1", "model", "one rate, or three: HIDDEN,ATTENTION,HEAD")
 
     epochs: int = setting(5, "training", "passes over the training examples")

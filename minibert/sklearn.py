@@ -26,7 +26,7 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
     folder is a temporary one; pickle the fitted estimator to keep it.
 
     Args:
-        head: as in minibert.train.
+        head: as in TrainConfig, or a head of one's own as in minibert.train.
         verbose: print what train.py prints.
 
     All others are settings of `TrainConfig`, under the same names and with the same defaults.
@@ -63,7 +63,7 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
         steps: int = TrainConfig.steps,
         grid_cells: int = TrainConfig.grid_cells,
         seed: str = TrainConfig.seed,
-        head: Head | None = None,
+        head: str | Head | None = TrainConfig.head,
         verbose: bool = False,
     ) -> None:
         self.init = init
@@ -99,6 +99,7 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
             ValueError: X are neither texts nor windows, y are no classes or only one, or a setting is out of its range.
         """
         settings = {name: value for name, value in self.get_params(deep=False).items() if name not in OWN}
+        own_head = None if isinstance(self.head, str) else settings.pop("head")
         inputs = np.asarray(X) if is_windows(X) else np.array(checked_texts(X), dtype=object)
         if y is None:
             raise ValueError("MiniBertClassifier requires y to be passed, but the target y is None")
@@ -119,7 +120,7 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
         data = Data(inputs[rows], [str(place) for place in places[rows]], splits=splits)
         with tempfile.TemporaryDirectory() as scratch:
             config = TrainConfig(**settings, out=str(Path(scratch) / "run"))
-            run = train(config, data, head=self.head, verbose=self.verbose)
+            run = train(config, data, head=own_head, verbose=self.verbose)
             self.classifier_ = run.classifier()
         self.classes_, self.history_ = classes, run.history
         return self
@@ -142,4 +143,4 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
         return tags
 
 
-OWN = ("head", "verbose")  # parameters that are no settings
+OWN = ("verbose",)  # parameters that are no settings

@@ -24,6 +24,7 @@ from minibert.seeds import Seeds
         ("warmup", 0.1),
         ("init", "pretrained"),
         ("pool", "auto"),
+        ("head", "linear"),
         ("accumulate", 1),
         ("bias_correction", True),
         ("data", "motion"),
@@ -164,7 +165,8 @@ def test_a_text_has_room_for_its_markers():
     ("name", "allowed"),
     [
         ("encoding", "levels, grid, decimals"),
-        ("pool", "auto, cls, mean"),
+        ("pool", "auto, cls, mean, tokens"),
+        ("head", "linear, mlp, attention"),
         ("precision", "auto, fp32, bf16, fp16"),
     ],
 )
@@ -243,7 +245,7 @@ def test_flags_give_what_the_fields_hold_and_nothing_that_was_not_given():
     shown = parser.format_help()
     for entry in fields(TrainConfig):
         assert f"  {flag(entry.name)}" in shown
-    assert "--pool {auto,cls,mean}" in shown
+    assert "--pool {auto,cls,mean,tokens}" in shown
 
 
 def test_some_flags_alone():

@@ -80,6 +80,8 @@ def test_clones_pickles_and_heads(estimator):
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(estimator)).predict_proba(TEXTS), p)
     with pytest.raises(NotFittedError):
         clone(estimator).predict(TEXTS)
+    grid = GridSearchCV(estimator, {"head": ["attention", MyHead]}, cv=2, error_score="raise").fit(TEXTS, LABELS)
+    assert grid.best_estimator_.classifier_.network.model.config.pool in ("tokens", "cls")
 
 
 def test_pipelines_and_grids(estimator):

@@ -27,11 +27,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minibert.checkpoint import has_own_head
 from minibert.config import TrainConfig
 from minibert.engine.epochs import Cursor
 from minibert.errors import InputError
 from minibert.files import read_json, replace_file, write_json
+from minibert.heads import HEADS
 from minibert.setup import Setup
 from minibert.verdict import streak
 
@@ -85,7 +85,7 @@ def begin(path: Path, setup: Setup) -> None:
     content = {
         "settings": asdict(setup.config),
         "checkpoint": {"name": source.name, "sha256": source.sha256},
-        "head": type(setup.model.head).__name__ if has_own_head(setup.model) else None,
+        "head": None if type(setup.model.head) in HEADS.values() else type(setup.model.head).__name__,
         "dataset": {
             "summary": data.summary, "sha256": data.sha256, "labels": data.labels, "pairs": data.pairs,
             "encoding": None if data.encoding is None else data.encoding.to_dict(),

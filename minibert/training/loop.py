@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from minibert import checkpoint
 from minibert.config import TrainConfig
-from minibert.data.batches import cut
 from minibert.data.table import Table
 from minibert.engine import Engine, assemble
 from minibert.engine.epochs import Batches, Cursor, Plan, Watch, own_random_numbers, steps
@@ -49,6 +49,7 @@ def train(config: TrainConfig, say: Say = tell, head: Head | None = None, table:
     if config.out is not None:
         folder.check_free(config.out)  # before anything long begins
     setup = prepare(config, say, head, table)
+    plan_of(setup)  # what it refuses leaves no folder
     path = folder.new_folder(config.out, config.init)
     folder.begin(path, setup)
     with holding(path):
@@ -122,9 +123,17 @@ def stoppable(path: Path) -> Iterator[None]:
         raise Stopped(f"{how_to_go_on(path)} goes on from its last snapshot") from None
 
 
-def plan_of(config: TrainConfig, examples: int) -> Plan:
-    seeds = config.seeds
-    return Plan(examples, config.epochs, config.batch_size, config.accumulate, seeds.order, seeds.dropout)
+def plan_of(setup: Setup) -> Plan:
+    """
+    Raises:
+        InputError: batches of one example, and BatchNorm in the head, which has no variance of one to divide by.
+    """
+    config, examples, seeds = setup.config, len(setup.data.train), setup.config.seeds
+    least = 2 if any(isinstance(part, _BatchNorm) for part in setup.model.head.modules()) else 1
+    if min(examples, config.batch_size) < least:
+        raise InputError(f"--batch-size {config.batch_size}, {examples:,} examples: BatchNorm, which is in this head,"
+                         " needs at least 2 in a batch")  # fmt: skip
+    return Plan(examples, config.epochs, config.batch_size, config.accumulate, seeds.order, seeds.dropout, least=least)
 
 
 def engine_of(setup: Setup, plan: Plan, say: Say) -> Engine:
@@ -150,7 +159,7 @@ def batches_of(engine: Engine, plan: Plan) -> Batches:
     """The batches of a step, from the training split."""
 
     def batches(chosen: Sequence[int]) -> tuple[Sequence[Any], int]:
-        return [engine.network.batch(engine.splits[0], part) for part in cut(chosen, plan.batch_size)], len(chosen)
+        return [engine.network.batch(engine.splits[0], part) for part in plan.batches(chosen)], len(chosen)
 
     return batches
 
@@ -162,7 +171,7 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obe
         obeys: whether a signal ends the run in order, saved behind a step.
     """
     config, data = setup.config, setup.data
-    plan = plan_of(config, len(data.train))
+    plan = plan_of(setup)
     history: list[dict[str, Any]] = []
     cursor, seconds = Cursor(), 0.0
     if state is not None:

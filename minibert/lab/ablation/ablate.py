@@ -198,7 +198,7 @@ def foretell(planned: Planned, threads: int) -> float:
     torch.set_num_threads(threads)
     run = planned.runs[0]
     setup = prepare(TrainConfig(**run.settings), lambda line: None)
-    planned_steps = plan_of(setup.config, len(setup.data.train))
+    planned_steps = plan_of(setup)
     engine = engine_of(setup, planned_steps, lambda line: None)
     times = []
     with own_random_numbers(engine.machine.device):
