@@ -18,6 +18,7 @@ from dataclasses import asdict, astuple
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ from minibert.checkpoint import has_own_head
 from minibert.config import TrainConfig
 from minibert.engine.epochs import Cursor
 from minibert.errors import InputError
-from minibert.files import read_json, replace_file, write_json
+from minibert.files import flush_folder, is_leftover, read_json, replace_file, write_json
 from minibert.setup import Setup
 from minibert.verdict import streak
 
@@ -42,9 +43,9 @@ def check_free(out: str) -> None:
     path = Path(out)
     if path.exists() and not path.is_dir():
         raise InputError(f"--out {path} is a file; name a folder")
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and any(part.name != "lock" and not is_leftover(part) for part in path.iterdir()):
         if (path / "config.json").exists():
-            raise InputError(f"--out {path} already holds a run; choose another folder, or --resume {path}")
+            raise InputError(f"--out {path} already holds a run; choose another folder, or --resume {quote(str(path))}")
         raise InputError(f"--out {path} already holds other files; choose another folder")
 
 
@@ -73,10 +74,9 @@ def new_folder(out: str | None, init: str) -> Path:
 
 
 def begin(path: Path, setup: Setup) -> None:
-    """Fill the folder of a new run with all that it starts from."""
-    (path / "model").mkdir()
-    setup.tokenizer.save(path / "model")
-    write_json(path / "manifest.json", setup.manifest)
+    """Fill the folder of a new run with all that it starts from. config.json comes first: with it the folder is a run,
+    and what a kill leaves out behind it, `complete` makes good when the run goes on.
+    """
     versions = {name: installed(name) for name in ("minibert", "torch", "tokenizers", "safetensors", "numpy")}
     source, data = setup.source, setup.data
     content = {
@@ -95,6 +95,19 @@ def begin(path: Path, setup: Setup) -> None:
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
     }  # fmt: skip
     write_json(path / "config.json", content)
+    complete(path, setup)
+
+
+def complete(path: Path, setup: Setup) -> None:
+    """Write what `begin` writes behind config.json, as far as it is not there."""
+    for part in ("model", "state"):
+        (path / part).mkdir(exist_ok=True)
+    if not (path / "manifest.json").is_file():
+        write_json(path / "manifest.json", setup.manifest)
+    if not (path / "model" / "tokenizer.json").is_file():
+        setup.tokenizer.save(path / "model")
+    for folder in (path, path.parent):
+        flush_folder(folder)
 
 
 def end(path: Path, history: list[dict[str, Any]]) -> None:
@@ -105,7 +118,20 @@ def end(path: Path, history: list[dict[str, Any]]) -> None:
              "verdict": last["verdict"]["name"], "collapsed_since": (streak(history) or [None])[0],
              "seconds": sum(row["seconds"] for row in history)}  # fmt: skip
     write_json(path / "config.json", content | {"ended": ended})
+    clear(path)
+
+
+def clear(path: Path) -> None:
+    """Take away what only a run that goes on needs."""
     shutil.rmtree(path / "state", ignore_errors=True)
+    sweep(path)
+
+
+def sweep(path: Path) -> None:
+    """Take away what kills left. Only for who holds the run."""
+    for part in [*path.glob(".*"), *path.glob("*/.*")]:
+        if is_leftover(part):
+            part.unlink(missing_ok=True)
 
 
 def best_of(history: list[dict[str, Any]]) -> dict[str, Any]:

@@ -45,10 +45,11 @@ def train(config: TrainConfig, say: Say = tell, head: Head | None = None, table:
         folder.check_free(config.out)  # before anything long begins
     setup = prepare(config, say, head, table)
     path = folder.new_folder(config.out, config.init)
-    folder.begin(path, setup)
     with holding(path):
+        folder.check_free(str(path))  # another process may have been quicker
         own = head is not None or table is not None
         with nullcontext() if own else stoppable(path):
+            folder.begin(path, setup)
             return fit(setup, path, None, say, obeys=not own)
 
 
@@ -66,7 +67,10 @@ def resume(path: Path, say: Say = tell) -> Path:
 def go_on(path: Path, say: Say) -> Path:
     """`resume`, where nobody else is at the run."""
     config, content = folder.read_run(path)
+    folder.sweep(path)
     if "ended" in content:
+        folder.clear(path)  # a kill may have come between its end and this
+        (path / "lock").unlink(missing_ok=True)
         raise InputError(f"{path} has ended: python eval.py {path} reports on it")
     if content.get("head"):
         raise InputError(f"{path} has a head of your own, {content['head']}; train it anew in Python")
@@ -82,6 +86,7 @@ def go_on(path: Path, say: Say) -> Path:
     now = f"{setup.machine.describe()}, torch {folder.installed('torch')}"
     if was != now:
         say(f"it began on {was}; now {now}: the last bits may differ from a run that never was stopped")
+    folder.complete(path, setup)
     with stoppable(path):
         return fit(setup, path, state, say, obeys=True)
 
@@ -102,17 +107,25 @@ def holding(path: Path) -> Iterator[None]:
 
 @contextmanager
 def stoppable(path: Path) -> Iterator[None]:
-    """Ctrl-C, while open, says how to go on.
+    """Whatever stops a run from outside, while open, says how to go on, where there is something to go on with.
 
     Raises:
-        Stopped: in place of KeyboardInterrupt.
+        Stopped: in place of KeyboardInterrupt, and where nobody reads the output any more.
+        InputError: in place of an OSError: the disk is full, the folder is gone.
     """
     try:
         yield
     except Stopped:
         raise
-    except KeyboardInterrupt:
-        raise Stopped(f"{how_to_go_on(path)} goes on from its last snapshot") from None
+    except (KeyboardInterrupt, OSError) as error:
+        how = f"{how_to_go_on(path)} goes on from its last snapshot" if (path / "config.json").is_file() else ""
+        if isinstance(error, KeyboardInterrupt):
+            raise Stopped(how) from None
+        if isinstance(error, BrokenPipeError):
+            raise Stopped(f"nobody reads the output any more; {how}", 141) from None
+        if not path.is_dir():
+            raise InputError(f"{path} is gone: deleted or moved while the run was at work; start it anew") from None
+        raise InputError(f"{error}{'; ' * bool(how)}{how}") from None
 
 
 def plan_of(config: TrainConfig, examples: int) -> Plan:
