@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `guarded` listens, Ctrl-C ends the imports without a traceback
+
 import argparse
 import sys
 from pathlib import Path
@@ -16,21 +21,26 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     groups = add_flags(parser)
     groups["run"].add_argument("--resume", metavar="DIR", help="go on with a stopped run; its settings are its own")
+    groups["run"].add_argument(
+        "--force", action="store_true", help="with --resume: also where the last bits will differ"
+    )
     return parser
 
 
 def main(arguments: list[str]) -> None:
     given = vars(parser().parse_args(arguments))
-    folder = given.pop("resume")
+    folder, force = given.pop("resume"), given.pop("force")
     if folder is not None and given:
         raise InputError(f"--resume takes the run's own settings; leave out {', '.join(map(flag, given))}")
+    if folder is None and force:
+        raise InputError("--force goes with --resume")
     config = TrainConfig(**given)
     from minibert.training.loop import resume, train  # imports torch, which --help need not wait for
 
     if folder is None:
         train(config)
     else:
-        resume(Path(folder))
+        resume(Path(folder), force=force)
 
 
 if __name__ == "__main__":

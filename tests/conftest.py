@@ -104,7 +104,7 @@ def recording(monkeypatch, change=lambda engine: engine):
             optimizer, sums = engine.state.optimizer, engine.state.sums
             before, taken = sums.total.clone(), int(optimizer.steps)
             engine.step(batches, count)
-            loss, _, examples, _ = (sums.total - before).tolist()
+            loss, _, examples, *_ = (sums.total - before).tolist()
             seen.append(
                 SimpleNamespace(
                     loss=loss / examples, rate=engine.schedule.rate(taken), stepped=int(optimizer.steps) > taken
@@ -135,6 +135,6 @@ def one_step(model, optimizer, batches, rate, clip, machine, scaler=None, networ
     state = State(network, optimizer, scaler or LossScaler(False), sums, numbers, clip)
     count = sum(len(batch.labels) for batch in batches)
     step(state, batches, torch.tensor(float(count)))
-    loss, correct, seen, skipped = sums.total.unbind()
+    loss, correct, seen, skipped, *_ = sums.total.unbind()
     assert seen == count
     return SimpleNamespace(loss_sum=loss, correct=correct, count=count, stepped=not skipped)

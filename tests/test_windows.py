@@ -406,7 +406,7 @@ def test_arrays_of_other_names_are_left_alone(save):
 
 @pytest.mark.parametrize("y", [np.array([0.0, 1.0, np.nan] * 2), np.array(["a", "b", ""] * 2)])
 def test_windows_without_a_label(save, y):
-    with pytest.raises(InputError, match=r"own\.npz: y has an empty label or NaN"):
+    with pytest.raises(InputError, match=r"own\.npz: y has an empty name or NaN"):
         read_windows(save(y=y))
 
 

@@ -10,6 +10,7 @@ state/          what --resume needs, until the run has ended
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shutil
@@ -29,8 +30,9 @@ from torch import Tensor
 from minibert.checkpoint import has_own_head
 from minibert.config import TrainConfig
 from minibert.engine.epochs import Cursor
+from minibert.engine.machine import processor
 from minibert.errors import InputError
-from minibert.files import flush_folder, is_leftover, read_json, replace_file, write_json
+from minibert.files import flush_folder, is_leftover, read_json, replace_file, sha256, write_json
 from minibert.setup import Setup
 from minibert.verdict import streak
 
@@ -77,11 +79,18 @@ def begin(path: Path, setup: Setup) -> None:
     """Fill the folder of a new run with all that it starts from. config.json comes first: with it the folder is a run,
     and what a kill leaves out behind it, `complete` makes good when the run goes on.
     """
+    write_json(path / "config.json", content_of(setup))
+    complete(path, setup)
+
+
+def content_of(setup: Setup) -> dict[str, Any]:
+    """A run's config.json at its start."""
     versions = {name: installed(name) for name in ("minibert", "torch", "tokenizers", "safetensors", "numpy")}
     source, data = setup.source, setup.data
-    content = {
+    return {
         "settings": asdict(setup.config),
-        "checkpoint": {"name": source.name, "sha256": source.sha256},
+        "checkpoint": {"name": source.name, "sha256": source.sha256, "files": source.files},
+        "tokenizer": hashlib.sha256(setup.tokenizer.content()).hexdigest(),  # of model/tokenizer.json
         "head": type(setup.model.head).__name__ if has_own_head(setup.model) else None,
         "dataset": {
             "summary": data.summary, "sha256": data.sha256, "labels": data.labels, "pairs": data.pairs,
@@ -89,22 +98,39 @@ def begin(path: Path, setup: Setup) -> None:
             "sizes": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
         },
         "device": setup.machine.describe(),
+        "processor": processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "precision": setup.machine.name,
         "versions": {"python": platform.python_version(), **versions},
         "git_commit": git_commit(),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
     }  # fmt: skip
-    write_json(path / "config.json", content)
-    complete(path, setup)
+
+
+def around(content: dict[str, Any]) -> dict[str, str]:
+    """What moves a run's last bits though its settings stay, as its config.json has it. Older runs noted less."""
+    noted = {name: content.get(name) for name in ("device", "processor", "instructions")}
+    noted |= {name: content.get("versions", {}).get(name) for name in ("torch", "minibert")}
+    return {name: value for name, value in noted.items() if value is not None}
+
+
+def own_tokenizer(path: Path, content: dict[str, Any]) -> bool:
+    """Whether model/tokenizer.json is the one that the run was begun with; of older runs, whether there is one."""
+    file_path = path / "model" / "tokenizer.json"
+    return file_path.is_file() and content.get("tokenizer") in (None, sha256(file_path))
+
+
+def has_model(path: Path) -> bool:
+    return all((path / "model" / name).is_file() for name in ("config.json", "model.safetensors"))
 
 
 def complete(path: Path, setup: Setup) -> None:
-    """Write what `begin` writes behind config.json, as far as it is not there."""
+    """Write what stands beside config.json from a run's start on, as far as it is not there, or not as it was."""
     for part in ("model", "state"):
         (path / part).mkdir(exist_ok=True)
     if not (path / "manifest.json").is_file():
         write_json(path / "manifest.json", setup.manifest)
-    if not (path / "model" / "tokenizer.json").is_file():
+    if not own_tokenizer(path, read_json(path / "config.json")):
         setup.tokenizer.save(path / "model")
     for folder in (path, path.parent):
         flush_folder(folder)
@@ -167,7 +193,7 @@ def read_run(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
     with open(path / "metrics.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
 def write_history(path: Path, history: list[dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from minibert.config import TrainConfig
@@ -34,7 +35,7 @@ def row_lines(history: list[dict[str, Any]]) -> list[str]:
         f"  {duration(row['seconds']):>6}  {in_words(history)}"
     )
     skipped = row["skipped_steps"]
-    return [line, f"       {skipped:,} steps skipped (fp16 overflow)"] if skipped else [line]
+    return [line, f"       {skipped:,} steps skipped: gradient not finite"] if skipped else [line]
 
 
 def closing(history: list[dict[str, Any]], bias_correction: bool, path: Path) -> list[str]:
@@ -44,5 +45,5 @@ def closing(history: list[dict[str, Any]], bias_correction: bool, path: Path) ->
         f"best: epoch {best['epoch']}, validation accuracy {best['val_accuracy']:.3f}"
         f" (majority baseline {history[-1]['val_majority']:.3f})",
         *advice(history, bias_correction),
-        f"next: python eval.py {path}",
+        f"next: python eval.py {quote(str(path))}",
     ]
