@@ -10,33 +10,13 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from runs import end_of, next_command
 from safetensors import safe_open
 
 from minibert.files import is_leftover
 from minibert.training.folder import read_history
-from minibert.training.outcome import evaluate_run
 
 KILLED = -signal.SIGKILL
-
-
-@pytest.fixture(scope="module")
-def flags(tiny, tmp_path_factory):
-    """A run of two epochs and six steps, with a snapshot behind each."""
-    data = tmp_path_factory.mktemp("data") / "numbers.csv"
-    rows = [f"{i % 50 + 50 * (i % 2)} {(3 * i) % 50 + 50 * (i % 2)},{'odd' if i % 2 else 'even'}" for i in range(30)]
-    data.write_text("text,label\n" + "\n".join(rows) + "\n")
-    return ["--data", str(data), "--model", str(tiny), "--epochs", "2", "--lr", "3e-3", "--batch-size", "8",
-            "--save-every", "1e-9", "--layers"]  # fmt: skip
-
-
-def end_of(path):
-    """All that a run leaves, but for times: its files' names, settings, rows, weights bit by bit, and eval's report."""
-    content = json.loads((path / "config.json").read_text())
-    content["settings"].pop("out"), content["ended"].pop("seconds"), content.pop("started")
-    rows = [{k: v for k, v in row.items() if "second" not in k} for row in read_history(path)]
-    files = {str(file.relative_to(path)): file for file in path.rglob("*") if file.is_file()}
-    same = {name: file.read_bytes() for name, file in files.items() if name not in ("config.json", "metrics.jsonl")}
-    return content, rows, same, evaluate_run(path)
 
 
 def check_whole(path):
@@ -51,27 +31,6 @@ def check_whole(path):
     read_history(path)
 
 
-def next_command(flags, path):
-    """What a user does about a run that was killed: goes on with it, or, where nothing was begun, starts anew."""
-    return ["--resume", str(path)] if (path / "config.json").exists() else [*flags, "--out", str(path)]
-
-
-@pytest.fixture(scope="module")
-def obey():
-    """`tests/killed.py`, as a function: arguments of train.py, its folder, when to kill -> exit code, stderr."""
-    process = subprocess.Popen([sys.executable, "tests/killed.py"], cwd=ROOT, stdin=-1, stdout=-1, text=True)
-
-    def one(arguments, folder, at=None, after=None):
-        order = {"arguments": arguments, "folder": str(folder), "at": at, "after": after}
-        process.stdin.write(json.dumps(order) + "\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
-
-    yield one
-    process.stdin.close()
-    process.wait()
-
-
 @pytest.mark.parametrize("every", [pytest.param(29, id="some"), pytest.param(1, id="each", marks=pytest.mark.slow)])
 def test_a_kill_at_any_file_operation(flags, obey, tmp_path, every):
     """And at another one of the process that goes on, so that what one kill leaves meets a second."""
@@ -81,7 +40,7 @@ def test_a_kill_at_any_file_operation(flags, obey, tmp_path, every):
     while True:
         path, killed = tmp_path / str(at), []
         for moment in (at, 1 + at * 31 % 53, None):
-            code, said = obey(next_command(flags, path), path, moment)
+            code, said = obey(next_command(flags, path), path, **({} if moment is None else {"at": moment}))
             killed.append(code == KILLED)
             check_whole(path)
             if code != KILLED:
@@ -122,7 +81,8 @@ def test_kills_at_random_moments(flags, obey, tmp_path, kills, whole, epochs):
         path, code = tmp_path / f"run-{runs}", KILLED
         runs += 1
         while code == KILLED:
-            code, said = run(next_command(flags, path), path, after=chance.uniform(0, took) if done < kills else None)
+            more = {"after": chance.uniform(0, took)} if done < kills else {}
+            code, said = run(next_command(flags, path), path, **more)
             if code == KILLED:
                 done += 1
                 where[place_of(path)] = where.get(place_of(path), 0) + 1

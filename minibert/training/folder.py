@@ -124,6 +124,15 @@ def has_model(path: Path) -> bool:
     return all((path / "model" / name).is_file() for name in ("config.json", "model.safetensors"))
 
 
+def check_there(path: Path) -> None:
+    """
+    Raises:
+        InputError: somebody took the folder of a run away while it was at work.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path} is gone: deleted or moved while the run was at work; start it anew")
+
+
 def complete(path: Path, setup: Setup) -> None:
     """Write what stands beside config.json from a run's start on, as far as it is not there, or not as it was."""
     for part in ("model", "state"):

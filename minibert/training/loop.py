@@ -156,13 +156,12 @@ def stoppable(path: Path) -> Iterator[None]:
     except Stopped:
         raise
     except (KeyboardInterrupt, OSError) as error:
+        folder.check_there(path)
         how = f"{how_to_go_on(path)} goes on from its last snapshot" if (path / "config.json").is_file() else ""
         if isinstance(error, KeyboardInterrupt):
             raise Stopped(how) from None
         if isinstance(error, BrokenPipeError):
             raise Stopped(f"nobody reads the output any more; {how}", 141) from None
-        if not path.is_dir():
-            raise InputError(f"{path} is gone: deleted or moved while the run was at work; start it anew") from None
         raise InputError(f"{error}{'; ' * bool(how)}{how}") from None
 
 
@@ -247,6 +246,7 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obe
         row = one_epoch(engine, setup, plan, cursor, path, history, keeper, seconds)
         best = all(row["val_accuracy"] > earlier["val_accuracy"] for earlier in history)  # ties: the earlier
         history, cursor, seconds = [*history, row], Cursor(cursor.epoch + 1), 0.0
+        folder.check_there(path)
         # In this order a kill at any moment loses the epoch at most, and the next try comes to the same result.
         if best:
             checkpoint.save_pretrained(engine.model(), path / "model", data.labels)
@@ -285,6 +285,7 @@ def one_epoch(
 
     def save(now: Cursor) -> None:
         spent = seconds + time.monotonic() - start
+        folder.check_there(path)
         folder.save_state(path, folder.SavedState(engine.state_dict(), history, now, spent))
 
     done = (cursor.epoch - 1) * plan.examples
