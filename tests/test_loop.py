@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import signal
 from dataclasses import replace
 
@@ -170,6 +171,12 @@ def test_a_run_learns_and_leaves_its_folder(config):
     assert content["versions"]["torch"] == torch.__version__
     assert said[-1] == f"next: python eval.py {path}"
     assert "majority baseline 0.500" in said[-2]
+
+
+def test_the_last_line_can_be_copied_into_a_shell(config, tmp_path):
+    said = []
+    path = train(replace(config, epochs=1, out=str(tmp_path / "a run's end")), said.append)
+    assert shlex.split(said[-1]) == ["next:", "python", "eval.py", str(path)]
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(config, tmp_path):

@@ -410,6 +410,12 @@ def test_windows_without_a_label(save, y):
         read_windows(save(y=y))
 
 
+@pytest.mark.parametrize("array", ["group", "split"])
+def test_windows_with_a_group_or_split_that_is_no_name(save, array):
+    with pytest.raises(InputError, match=rf"own\.npz: {array} has an empty name or NaN"):
+        read_windows(save(**{array: np.array([0.0, np.nan, 1.0] * 2)}))
+
+
 @pytest.mark.filterwarnings("error")
 def test_numbers_too_large_for_single_precision(save):
     with pytest.raises(InputError, match=r"x\[3, 2, 1\] is 1e\+300"):
