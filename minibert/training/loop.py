@@ -7,21 +7,23 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from minibert import checkpoint, sources
 from minibert.config import TrainConfig
-from minibert.data.batches import cut
 from minibert.data.table import Table
 from minibert.engine import Engine, assemble
 from minibert.engine.culprit import first_not_finite
 from minibert.engine.epochs import Batches, Cursor, Plan, Watch, own_random_numbers, steps
 from minibert.engine.network import twin
 from minibert.engine.optimizer import Schedule, warmup_steps
+from minibert.engine.step import Loss, balanced, classification
 from minibert.errors import InputError, Say, Stopped, is_out_of_memory
 from minibert.evaluation import predict, report
 from minibert.files import locked, write_json
@@ -31,6 +33,7 @@ from minibert.progress import Progress
 from minibert.setup import Head, Setup, prepare
 from minibert.tokenizer import Tokenizer
 from minibert.training import folder
+from minibert.training.board import Board
 from minibert.training.keeper import Keeper, how_to_go_on
 from minibert.training.screen import HEADER, closing, opening, row_lines
 from minibert.verdict import in_words, streak
@@ -51,13 +54,14 @@ def train(config: TrainConfig, say: Say = tell, head: Head | None = None, table:
     if config.out is not None:
         folder.check_free(config.out)  # before anything long begins
     setup = prepare(config, say, head, table)
+    plan_of(setup)  # what it refuses leaves no folder
     path = folder.new_folder(config.out, config.init)
     with holding(path):
         folder.check_free(str(path))  # another process may have been quicker
-        own = head is not None or table is not None
-        with nullcontext() if own else stoppable(path), within_memory(setup):
+        can_go_on = config.save and head is None and table is None
+        with stoppable(path) if can_go_on else nullcontext(), within_memory(setup):
             folder.begin(path, setup)
-            return fit(setup, path, None, say, obeys=not own)
+            return fit(setup, path, None, say, obeys=can_go_on)
 
 
 def resume(path: Path, say: Say = tell, force: bool = False) -> Path:
@@ -77,6 +81,8 @@ def resume(path: Path, say: Say = tell, force: bool = False) -> Path:
 def go_on(path: Path, say: Say, force: bool) -> Path:
     """`resume`, where nobody else is at the run."""
     config, content = folder.read_run(path)
+    if not config.save:
+        raise InputError(f"{path} was trained with --no-save, so there is nothing to go on from; start it anew")
     folder.sweep(path)
     if "ended" in content:
         folder.clear(path)  # a kill may have come between its end and this
@@ -185,9 +191,17 @@ def within_memory(setup: Setup) -> Iterator[None]:
         ) from None
 
 
-def plan_of(config: TrainConfig, examples: int) -> Plan:
-    seeds = config.seeds
-    return Plan(examples, config.epochs, config.batch_size, config.accumulate, seeds.order, seeds.dropout)
+def plan_of(setup: Setup) -> Plan:
+    """
+    Raises:
+        InputError: batches of one example, and BatchNorm in the head, which has no variance of one to divide by.
+    """
+    config, examples, seeds = setup.config, len(setup.data.train), setup.config.seeds
+    least = 2 if any(isinstance(part, _BatchNorm) for part in setup.model.head.modules()) else 1
+    if min(examples, config.batch_size) < least:
+        raise InputError(f"--batch-size {config.batch_size}, {examples:,} examples: BatchNorm, which is in this head,"
+                         " needs at least 2 in a batch")  # fmt: skip
+    return Plan(examples, config.epochs, config.batch_size, config.accumulate, seeds.order, seeds.dropout, least=least)
 
 
 def engine_of(setup: Setup, plan: Plan, say: Say) -> Engine:
@@ -195,15 +209,25 @@ def engine_of(setup: Setup, plan: Plan, say: Say) -> Engine:
     return assemble(
         setup.model, [setup.data.train, setup.data.val], setup.machine,
         Schedule(config.lr, total, warmup_steps(config.warmup, total)), accumulate=config.accumulate,
-        weight_decay=config.weight_decay, bias_correction=config.bias_correction, clip=config.clip, say=say,
+        weight_decay=config.weight_decay, bias_correction=config.bias_correction, clip=config.clip,
+        loss=loss_of(setup), say=say,
     )  # fmt: skip
+
+
+def loss_of(setup: Setup) -> Loss:
+    """What training makes small; validation and reports have the plain cross-entropy whatever the settings."""
+    config, data = setup.config, setup.data
+    weight = None
+    if config.class_weights == "balanced":
+        weight = balanced(torch.from_numpy(data.train.labels), len(data.labels)).to(setup.machine.device)
+    return partial(classification, weight=weight, label_smoothing=config.label_smoothing)
 
 
 def batches_of(engine: Engine, plan: Plan) -> Batches:
     """The batches of a step, from the training split."""
 
     def batches(chosen: Sequence[int]) -> tuple[Sequence[Any], int]:
-        return [engine.network.batch(engine.splits[0], part) for part in cut(chosen, plan.batch_size)], len(chosen)
+        return [engine.network.batch(engine.splits[0], part) for part in plan.batches(chosen)], len(chosen)
 
     return batches
 
@@ -215,7 +239,7 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obe
         obeys: whether a signal ends the run in order, saved behind a step.
     """
     config, data = setup.config, setup.data
-    plan = plan_of(config, len(data.train))
+    plan = plan_of(setup)
     history: list[dict[str, Any]] = []
     cursor, seconds = Cursor(), 0.0
     if state is not None:
@@ -223,7 +247,8 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obe
         folder.write_history(path, history)  # a kill may have come between the state and the row
         where = f"in epoch {cursor.epoch}, after step {cursor.step:,} of {plan.steps:,}"
         say(f"resuming {where if cursor.step else f'after epoch {cursor.epoch - 1} of {config.epochs}'}")
-    keeper = Keeper(path, config.save_every, obeys)
+    board = Board(path, history) if config.tensorboard else None
+    keeper = Keeper(path, config.save_every if config.save else 0, obeys)
     if cursor.epoch <= config.epochs:
         engine = engine_of(setup, plan, say)
         if state is not None:
@@ -243,20 +268,28 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obe
         if 0 < config.stop_on_collapse <= len(streak(history)):  # before an epoch: a resumed run asks, too
             say(f"stopping: --stop-on-collapse {config.stop_on_collapse}, {in_words(history)}")
             break
+        best = folder.best_of(history, config.select)["epoch"] if history else 0
+        if 0 < config.early_stopping <= len(history) - best:
+            say(f"stopping: --early-stopping {config.early_stopping}, no better {config.select} since epoch {best}")
+            break
         row = one_epoch(engine, setup, plan, cursor, path, history, keeper, seconds)
-        best = all(row["val_accuracy"] > earlier["val_accuracy"] for earlier in history)  # ties: the earlier
         history, cursor, seconds = [*history, row], Cursor(cursor.epoch + 1), 0.0
         folder.check_there(path)
         # In this order a kill at any moment loses the epoch at most, and the next try comes to the same result.
-        if best:
-            checkpoint.save_pretrained(engine.model(), path / "model", data.labels)
-        tensors = engine.state_dict() if cursor.epoch <= config.epochs else {}  # behind the last, nothing needs them
-        folder.save_state(path, folder.SavedState(tensors, history, cursor))
+        if config.save:
+            if folder.best_of(history, config.select) is row:
+                checkpoint.save_pretrained(engine.model(), path / "model", data.labels)
+            tensors = engine.state_dict() if cursor.epoch <= config.epochs else {}  # behind the last, nobody needs them
+            folder.save_state(path, folder.SavedState(tensors, history, cursor))
         folder.append_row(path, row)
+        if board is not None:
+            board.add(row)
         for line in row_lines(history):
             say(line)
+    if board is not None:
+        board.close()
     folder.end(path, history)
-    for line in closing(history, config.bias_correction, path):
+    for line in closing(history, config, path):
         say(line)
     return path
 
@@ -278,7 +311,7 @@ def one_epoch(
         Stopped: a signal came; the run is saved behind a step.
     """
     data, val_split, now = setup.data, engine.splits[1], cursor
-    kept = f"{path} keeps the last snapshot"
+    kept = f"{path} keeps {'its last snapshot' if setup.config.save else 'the rows before'}"
 
     def unusable(back: int) -> InputError:
         return InputError(f"{bad_step(engine, plan, now, back)}. {kept}")
@@ -314,7 +347,7 @@ def one_epoch(
     taken = int(engine.state.optimizer.steps)
     return {
         "epoch": cursor.epoch, "train_loss": seen.loss, "train_accuracy": seen.accuracy, "val_loss": val["loss"],
-        "val_accuracy": val["accuracy"],
+        "val_accuracy": val["accuracy"], "val_macro_f1": val["macro_f1"],
         "lr": engine.schedule.rate(max(0, taken - 1)),
         "seconds": seconds, "examples_per_second": plan.examples / seconds, "step": taken,
         "skipped_steps": seen.skipped, "val_majority": val["majority"], "verdict": val["verdict"],
