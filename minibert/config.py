@@ -6,6 +6,7 @@ Imports no torch, so that `train.py --help` answers at once.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
@@ -51,6 +52,10 @@ class TrainConfig:
         "linear", "model", "linear; mlp: one hidden layer; attention: a learned query over all tokens", choices=HEADS
     )
     dropout: str = setting("0.1", "model", "one rate, or three: HIDDEN,ATTENTION,HEAD")
+    freeze: str = setting(
+        "none", "model", "never trained: embeddings, layers:I-J, encoder (all but the head), or several with commas"
+    )
+    freeze_encoder_epochs: int = setting(0, "model", "epochs at first in which the head alone is trained")
 
     epochs: int = setting(5, "training", "passes over the training examples")
     batch_size: int = setting(2, "training", "examples a forward pass")
@@ -73,8 +78,9 @@ class TrainConfig:
     out: str | None = setting(None, "run", "folder of the run (default: runs/DATE-INIT)")
 
     def __post_init__(self) -> None:
-        for name in ("max_length", "steps", "grid_cells", "epochs", "batch_size", "accumulate", "stop_on_collapse"):
-            at_least = {"max_length": 3, "stop_on_collapse": 0}.get(name, 1)
+        for name in ("max_length", "steps", "grid_cells", "epochs", "batch_size", "accumulate", "stop_on_collapse",
+                     "freeze_encoder_epochs"):  # fmt: skip
+            at_least = {"max_length": 3, "stop_on_collapse": 0, "freeze_encoder_epochs": 0}.get(name, 1)
             value = getattr(self, name)
             check(self, name, is_whole(value) and value >= at_least, f"a whole number of at least {at_least}")
         for entry in fields(self):
@@ -87,6 +93,9 @@ class TrainConfig:
             check(self, entry.name, allowed is None or value in allowed, f"one of {', '.join(allowed or ())}")
         good = self.examples == "all" or (self.examples.isdecimal() and int(self.examples) > 0)
         check(self, "examples", good, "all, or a whole number of at least 1")
+        frozen = [re.fullmatch(r"embeddings|encoder|layers:\d+-\d+", part) for part in self.freeze.split(",")]
+        allowed = "none, or embeddings, layers:I-J, encoder, with commas between, such as embeddings,layers:1-4"
+        check(self, "freeze", self.freeze == "none" or all(frozen), allowed)
         lr, warmup, decay, clip = self.lr, self.warmup, self.weight_decay, self.clip
         check(self, "lr", is_number(lr) and 0 < lr <= 1, "a number above 0 and at most 1; 1e-6 to 1e-4 is usual")
         good = is_number(warmup) and (0 <= warmup < 1 or (warmup >= 1 and warmup % 1 == 0))
