@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from minibert import checkpoint, sources
 from minibert.config import TrainConfig, field_of
-from minibert.data import BUNDLED, IN_MEMORY, Dataset, check_vocabulary, load_dataset
+from minibert.data import BUNDLED, IN_MEMORY, Dataset, check_vocabulary, load_dataset, read_table
 from minibert.data.table import Table
 from minibert.engine.dropout import dropout_for
 from minibert.engine.machine import Machine, choose_device, choose_machine
@@ -69,6 +70,10 @@ def settle(config: TrainConfig, say: Say = print, table: Table | None = None, ow
         InputError: something that the settings name cannot be used.
     """
     init = Init.parse(config.init)
+    if config.tensorboard and find_spec("tensorboard") is None:
+        raise InputError("--tensorboard needs a package: pip install -e '.[tensorboard]'")
+    named = config.data if table is None else IN_MEMORY
+    table = read_table(config) if table is None else table  # first: a wrong column must not wait for a download
     machine = choose_machine(config.precision, choose_device())
     say(f"minibert on {machine.describe()}, {machine.name}: {machine.why}")
     source = sources.resolve(config.model, init.scheme.needs_weights, say)
@@ -82,10 +87,9 @@ def settle(config: TrainConfig, say: Say = print, table: Table | None = None, ow
     # Resolved, so that a run that goes on elsewhere goes on with the same: also in its number format.
     resolved = {"pool": pool, "precision": machine.name}
     resolved["model"] = str(source.path.resolve()) if Path(config.model).is_dir() else source.name
-    if table is not None:
-        resolved["data"] = IN_MEMORY
-    elif config.data not in BUNDLED and Path(config.data).exists():
-        resolved["data"] = str(Path(config.data).resolve())
+    if named not in (*BUNDLED, IN_MEMORY) and Path(named).exists():
+        named = str(Path(named).resolve())
+    resolved["data"] = named
     return Ground(replace(config, **resolved), init, machine, source, bert_config, tokenizer, data)
 
 

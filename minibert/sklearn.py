@@ -53,7 +53,11 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
         warmup: float = TrainConfig.warmup,
         weight_decay: float = TrainConfig.weight_decay,
         clip: float = TrainConfig.clip,
+        class_weights: str = TrainConfig.class_weights,
+        label_smoothing: float = TrainConfig.label_smoothing,
         bias_correction: bool = TrainConfig.bias_correction,
+        select: str = TrainConfig.select,
+        early_stopping: int = TrainConfig.early_stopping,
         precision: str = TrainConfig.precision,
         max_length: int = TrainConfig.max_length,
         encoding: str = TrainConfig.encoding,
@@ -77,7 +81,11 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
         self.warmup = warmup
         self.weight_decay = weight_decay
         self.clip = clip
+        self.class_weights = class_weights
+        self.label_smoothing = label_smoothing
         self.bias_correction = bias_correction
+        self.select = select
+        self.early_stopping = early_stopping
         self.precision = precision
         self.max_length = max_length
         self.encoding = encoding

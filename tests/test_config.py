@@ -81,6 +81,8 @@ def test_flags_are_spelled_with_dashes():
         {"accumulate": 1},
         {"stop_on_collapse": 0},
         {"stop_on_collapse": 1},
+        {"label_smoothing": 0.0},
+        {"class_weights": "balanced"},
         {"steps": 1},
         {"grid_cells": 1},
         {"max_length": 3},
@@ -120,6 +122,12 @@ def test_bad_weight_decay(value):
         TrainConfig(weight_decay=value)
 
 
+@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
+def test_bad_label_smoothing(value):
+    with pytest.raises(InputError, match=r"--label-smoothing .*from 0 to below 1"):
+        TrainConfig(label_smoothing=value)
+
+
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 def test_bad_clip(value):
     with pytest.raises(InputError, match=r"--clip .*or 0 for none"):
@@ -138,6 +146,21 @@ def test_counts_start_at_one(name, value):
 def test_counts_that_start_at_zero(name, value):
     with pytest.raises(InputError, match=f"{flag(name)} {value}: .*at least 0"):
         TrainConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"text_column": "label"}, "--label-column label: it must be another column than --text-column"),
+        ({"text_column": "a", "text_b_column": "a"}, "--text-b-column a: it must be another column"),
+        ({"delimiter": ""}, "--delimiter : it must be one character, tab, or auto"),
+        ({"delimiter": '"'}, "--delimiter"),
+        ({"delimiter": ";;"}, "--delimiter ;;"),
+    ],
+)
+def test_columns_and_what_separates_them(settings, said):
+    with pytest.raises(InputError, match=said):
+        TrainConfig(**settings)
 
 
 def test_a_text_has_room_for_its_markers():

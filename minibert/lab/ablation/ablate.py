@@ -38,7 +38,8 @@ from minibert.setup import Ground, settle
 POLL = 1.0  # seconds
 BYTES = 1e9, 30  # a job's memory: torch and data, and for each weight: weight, gradient, moments, copies in passing
 ALWAYS = ("data", "model", "examples", "epochs", "batch_size", "lr", "warmup", "precision")
-SEEDLESS = ("lr", "warmup", "epochs", "seed", "out", "weight_decay", "clip", "bias_correction", "stop_on_collapse")
+SEEDLESS = ("lr", "warmup", "epochs", "seed", "out", "weight_decay", "clip", "bias_correction", "stop_on_collapse",
+            "class_weights", "label_smoothing", "select", "early_stopping")  # fmt: skip
 
 
 @dataclass(frozen=True)
