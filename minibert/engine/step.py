@@ -88,7 +88,7 @@ class State:
     optimizer: AdamW
     scaler: LossScaler
     sums: Sums
-    numbers: Tensor  # (steps, 2, 5): those of every update, see AdamW.numbers
+    numbers: Tensor  # (steps, 2 or 4, 5): those of every update, see AdamW.numbers
     clip: float  # largest global norm of the gradient; 0: any
     loss: Loss = classification
 

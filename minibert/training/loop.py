@@ -206,11 +206,12 @@ def plan_of(setup: Setup) -> Plan:
 
 def engine_of(setup: Setup, plan: Plan, say: Say) -> Engine:
     config, total = setup.config, plan.epochs * plan.steps
+    encoder = {name for name, p in setup.model.named_parameters() if name.startswith("bert.") and p.requires_grad}
     return assemble(
         setup.model, [setup.data.train, setup.data.val], setup.machine,
         Schedule(config.lr, total, warmup_steps(config.warmup, total)), accumulate=config.accumulate,
         weight_decay=config.weight_decay, bias_correction=config.bias_correction, clip=config.clip,
-        loss=loss_of(setup), say=say,
+        loss=loss_of(setup), say=say, late=encoder if config.freeze_encoder_epochs else (),
     )  # fmt: skip
 
 
@@ -272,6 +273,8 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obe
         if 0 < config.early_stopping <= len(history) - best:
             say(f"stopping: --early-stopping {config.early_stopping}, no better {config.select} since epoch {best}")
             break
+        if config.freeze_encoder_epochs:
+            engine.hold(cursor.epoch <= config.freeze_encoder_epochs)
         row = one_epoch(engine, setup, plan, cursor, path, history, keeper, seconds)
         history, cursor, seconds = [*history, row], Cursor(cursor.epoch + 1), 0.0
         folder.check_there(path)
