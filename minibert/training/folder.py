@@ -31,7 +31,7 @@ from torch import Tensor
 
 from minibert.config import TrainConfig
 from minibert.engine.epochs import Cursor
-from minibert.engine.machine import processor
+from minibert.engine.machine import instructions, processor
 from minibert.errors import InputError
 from minibert.files import flush_folder, is_leftover, read_json, replace_file, sha256, write_json
 from minibert.heads import HEADS
@@ -101,7 +101,7 @@ def content_of(setup: Setup) -> dict[str, Any]:
         },
         "device": setup.machine.describe(),
         "processor": processor(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "instructions": instructions(),
         "precision": setup.machine.name,
         "versions": {"python": platform.python_version(), **versions},
         "git_commit": git_commit(),
