@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from minibert.commands import guarded
+from minibert.files import check_output
 
 
 def main(arguments: list[str]) -> None:
@@ -16,17 +17,19 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--predictions", metavar="FILE.csv", type=Path, help="also write one row an example")
     given = parser.parse_args(arguments)
+    if given.predictions is not None:
+        check_output(given.predictions, "--predictions")
     from minibert.evaluation import format_report  # imports torch, which --help need not wait for
     from minibert.training.outcome import evaluate_run, write_predictions
 
-    reports, predictions = evaluate_run(given.run)
-    if given.predictions is not None:
-        write_predictions(given.predictions, predictions)
+    reports, rows = evaluate_run(given.run)
     if given.json:
-        print(json.dumps(reports, indent=2, ensure_ascii=False))
+        print(json.dumps(reports, indent=2))
     else:
         print("\n\n".join(format_report(f"{name:<10}", reports[key]) for key, name in
                           (("val", "validation"), ("test", "test"))))  # fmt: skip
+    if given.predictions is not None:
+        write_predictions(given.predictions, rows)
 
 
 if __name__ == "__main__":

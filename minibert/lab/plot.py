@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from minibert.errors import InputError
-from minibert.files import replace_file
+from minibert.files import check_output, write_output
 from minibert.training.folder import best_of, read_history, read_run
 
 MOST = 10  # runs: more letters or colours than that are told apart by nobody
@@ -187,8 +187,7 @@ def check_picture(path: Path) -> None:
     """
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"--out {path}: the name must end in {' or '.join(SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise InputError(f"--out {path}: there is no folder {path.parent}")
+    check_output(path, "--out")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
@@ -222,4 +221,4 @@ def picture(runs: Sequence[Run], metrics: Sequence[str], path: Path) -> None:
         axes.legend(fontsize="small")
     dateless = {"Date": None} if suffix == ".svg" else {}
     with matplotlib.rc_context({"svg.hashsalt": "minibert"}):
-        replace_file(path, lambda beside: figure.savefig(beside, format=suffix[1:], metadata=dateless))
+        write_output(path, lambda beside: figure.savefig(beside, format=suffix[1:], metadata=dateless))
