@@ -99,13 +99,27 @@ def write_json(path: Path, content: Any) -> None:
     replace_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
+def parse_json(text: str, **more: Any) -> Any:
+    """As json.loads.
+
+    Raises:
+        ValueError: not JSON, or nested too deeply for Python.
+    """
+    try:
+        return json.loads(text, **more)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_json(path: Path) -> Any:
     """
     Raises:
         InputError: no such file, or not JSON.
     """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no file")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"there is no {path.name} in {path.parent}") from None
     except ValueError as error:

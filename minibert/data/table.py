@@ -8,17 +8,20 @@ import hashlib
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minibert.errors import InputError
+from minibert.files import parse_json
 
 COLUMNS = ("text", "label", "text_b", "group", "split")
 NEEDED = ("text", "label")
+TEXTS = ("text", "text_b")
 
 Row = tuple[str, dict[str, Any]]  # where it stands, for messages; its columns
 
@@ -32,11 +35,12 @@ class Table:
         labels: n class names.
         sha256: the hash of the bytes that were read.
         texts, pairs: n texts and n second texts, or None.
-        windows: (n, steps, channels) float32, in the units of the data, or None; with `channels` their names.
+        windows: (n, steps, channels) float32 or float64, in the units of the data, or None; with `channels` their names.
         groups: n names of what must not stand in two splits (a person, a document), or None.
         splits: n of "train", "val", "test", or None: split_rows decides.
         label_order: the sort key that puts the class names in their order.
         ranges: lowest and highest value of each channel, (channels, 2); None: to be taken from the training rows.
+        left_out: what of a folder was not read, in words.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Table:
     splits: list[str] | None = None
     label_order: Any = str
     ranges: np.ndarray | None = None
+    left_out: str = ""
 
 
 def read_texts(path: Path, charset: str = "utf-8") -> Table:
@@ -59,18 +64,21 @@ def read_texts(path: Path, charset: str = "utf-8") -> Table:
     Raises:
         InputError: no such file, unknown kind, a missing column, an empty text or label, not in `charset`.
     """
+    left_out = ""
     if path.is_dir():
-        rows, digest = read_folder(path, charset)
+        rows, digest, left_out = read_folder(path, charset)
     elif not path.exists():
         raise InputError(f"--data {path}: no such file or folder; motion and motion-overlap are bundled")
     elif path.suffix.lower() not in READERS:
         raise InputError(f"--data {path}: unknown kind; give .csv, .tsv, .jsonl, .npz or a folder of class folders")
+    elif not path.is_file():
+        raise InputError(f"--data {path}: a pipe or a device; give a file")
     else:
         content = path.read_bytes()
         rows, digest = read_file(path, content, charset), hashlib.sha256(content).hexdigest()
     if not rows:
         raise InputError(f"--data {path}: no examples in it")
-    return table_of_rows(path.absolute().name, digest, rows)
+    return replace(table_of_rows(path.absolute().name, digest, rows), left_out=left_out)
 
 
 def read_file(path: Path, content: bytes, charset: str, needed: Sequence[str] = NEEDED) -> list[Row]:
@@ -103,7 +111,7 @@ def columns_of(rows: list[Row], needed: Sequence[str] = NEEDED, known: Sequence[
             if present < len(rows):
                 where = next(where for where, row in rows if row.get(column) is None)
                 raise InputError(f"{where}: no {column!r}; found {', '.join(map(str, found(rows))) or 'nothing'}")
-            columns[column] = [str(row[column]) for _, row in rows]
+            columns[column] = [word(row[column], column, where) for where, row in rows]
     for column, values in columns.items():
         for (where, _), value in zip(rows, values):
             if not value.strip():
@@ -113,16 +121,33 @@ def columns_of(rows: list[Row], needed: Sequence[str] = NEEDED, known: Sequence[
     return columns
 
 
+def word(value: Any, column: str, where: str) -> str:
+    """A cell's text; that of a name, such as a label, without blanks around it: they are a slip of the hand.
+
+    Raises:
+        InputError: a list or an object, which is no text, or a number that is not finite.
+    """
+    if isinstance(value, list | dict):
+        raise InputError(f"{where}: {column!r} is a {type(value).__name__}; it must be a text or a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where}: {column!r} is {value}; fill it or take the row out")
+    return str(value) if column in TEXTS else str(value).strip()
+
+
 def read_separated(path: Path, text: str, needed: Sequence[str]) -> Iterator[Row]:
     """Comma or tab separated, quoted as spreadsheets do, the first row naming the columns."""
     limit = csv.field_size_limit(2**31 - 1)  # a text may be longer than the default 131,072 characters
     try:
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        lacking = set(needed) - set(reader.fieldnames or [])
+        reader.fieldnames = names = [name.strip() for name in reader.fieldnames or []]
+        lacking = set(needed) - set(names)
         if lacking:
-            names = ", ".join(reader.fieldnames or []) or "nothing"
-            raise InputError(f"{path}: no column {' or '.join(map(repr, sorted(lacking)))}; found {names}")
+            shown = ", ".join(names) or "nothing"
+            raise InputError(f"{path}: no column {' or '.join(map(repr, sorted(lacking)))}; found {shown}")
+        twice = [name for name in COLUMNS if names.count(name) > 1]
+        if twice:
+            raise InputError(f"{path}: {names.count(twice[0])} columns are called {twice[0]!r}; rename all but one")
         for row in reader:
             if None in row:
                 raise InputError(f"{path}, line {reader.line_num}: more cells than columns; quote texts that hold them")
@@ -138,7 +163,7 @@ def read_jsonl(path: Path, text: str, needed: Sequence[str]) -> Iterator[Row]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                row = json.loads(line)
+                row = parse_json(line, object_pairs_hook=without_doubles)
             except ValueError as error:
                 raise InputError(f"{path}, line {number}: not JSON: {error}") from None
             if not isinstance(row, dict):
@@ -146,20 +171,46 @@ def read_jsonl(path: Path, text: str, needed: Sequence[str]) -> Iterator[Row]:
             yield f"{path}, line {number}", row
 
 
+def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return row
+
+
 READERS = {".csv": read_separated, ".tsv": read_separated, ".jsonl": read_jsonl}
 
 
-def read_folder(path: Path, charset: str) -> tuple[list[Row], str]:
-    """PATH/CLASS/anything.txt, one text a file, in the order of the names."""
-    rows, digest = [], hashlib.sha256()
-    for folder in sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
-        for file in sorted(folder.glob("*.txt")):
-            content = file.read_bytes()
-            digest.update(f"{folder.name}/{file.name}/{len(content)}/".encode() + content)
-            rows.append((str(file), {"text": decode(content, file, charset), "label": folder.name}))
+def read_folder(path: Path, charset: str) -> tuple[list[Row], str, str]:
+    """PATH/CLASS/anything.txt, one text a file, in the order of the names.
+
+    Returns:
+        Rows, hash, and what was left out, in words; hidden files are not counted.
+    """
+    rows, digest, left_out = [], hashlib.sha256(), Counter[str]()
+    for folder in listed(path):
+        if not folder.is_dir():
+            left_out["file beside the class folders"] += 1
+            continue
+        before = len(rows)
+        for file in listed(folder):
+            if file.is_dir():
+                left_out["folder in a class folder"] += 1
+            elif file.suffix.lower() != ".txt" or not file.is_file():
+                left_out["file that is no .txt"] += 1
+            else:
+                content = file.read_bytes()
+                digest.update(f"{folder.name}/{file.name}/{len(content)}/".encode("utf-8", "surrogateescape") + content)
+                rows.append((str(file), {"text": decode(content, file, charset), "label": folder.name}))
+        left_out["class without a text"] += len(rows) == before
     if not rows:
         raise InputError(f"--data {path}: no class folders with .txt files in it")
-    return rows, digest.hexdigest()
+    counted = [f"{count:,} x {what}" for what, count in left_out.items() if count]
+    return rows, digest.hexdigest(), ", ".join(counted)
+
+
+def listed(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
 
 
 def decode(content: bytes, path: Path, charset: str) -> str:
