@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+import train
 from minibert.config import TrainConfig
-from minibert.training.loop import train
+from minibert.training import loop
 
 
 def run(*words, check=True, **more):
@@ -38,7 +39,7 @@ def test_help_does_not_wait_for_torch():
     assert "torch" not in shown.stderr
     flags = set(re.findall(r"^  (--[a-z-]+)", shown.stdout, re.MULTILINE))
     assert {"--init", "--lr", "--warmup", "--resume"} <= flags
-    assert len(flags) <= 30
+    assert len(flags) <= 45
 
 
 def test_lines_reach_a_pipe_at_once():
@@ -70,6 +71,24 @@ def test_from_training_to_the_report(tiny, texts, tmp_path):
     again = run("train.py", "--data", str(texts), "--model", str(tiny), "--out", out, check=False)
     assert again.returncode == 2
     assert "already holds a run" in again.stderr
+
+
+def test_quiet_says_the_last_lines_alone(tiny, texts, tmp_path, capsys, monkeypatch):
+    flags = ["--data", str(texts), "--model", str(tiny), "--max-examples", "20", "--batch-size", "8", "--quiet"]
+    train.main([*flags, "--out", str(tmp_path / "run"), "--epochs", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("best: epoch ")
+    assert "next: python eval.py" in " ".join(lines[1:])
+    assert not any("minibert on" in line or "epochs of" in line for line in lines)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.folder, "end", lambda *_: sys.exit(1))
+        with pytest.raises(SystemExit):
+            train.main([*flags, "--out", str(tmp_path / "stopped"), "--epochs", "1"])
+    capsys.readouterr()
+    train.main(["--resume", str(tmp_path / "stopped"), "--quiet"])
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[0].startswith("best: epoch 1, ")
+    assert not shown.err
 
 
 def test_ctrl_c_says_how_to_go_on_and_nothing_else(tiny, texts, tmp_path):
@@ -107,7 +126,7 @@ def test_names_that_a_terminal_lacks_are_escaped(tiny, tmp_path):
     data = tmp_path / "t.csv"
     names = ("bébé", "步行")
     data.write_text("text,label\n" + "".join(f"{i},{names[i % 2]}\n" for i in range(40)), encoding="utf-8")
-    path = train(TrainConfig(data=str(data), model=str(tiny), epochs=1, out=str(tmp_path / "run")), str)
+    path = loop.train(TrainConfig(data=str(data), model=str(tiny), epochs=1, out=str(tmp_path / "run")), str)
     ascii = {"env": os.environ | {"PYTHONIOENCODING": "ascii"}}
     assert r"b\xe9b\xe9" in run("eval.py", str(path), **ascii).stdout
     as_json = json.loads(run("eval.py", str(path), "--json", **ascii).stdout)
