@@ -14,7 +14,7 @@ from pathlib import Path
 
 from minibert.commands import guarded
 from minibert.errors import InputError
-from minibert.files import check_output
+from minibert.files import check_output, write_output
 
 
 def main(arguments: list[str]) -> None:
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> None:
         parts = [format_report(f"{name:<10}", reports[key]) for key, name in (("val", "validation"), ("test", "test"))]
         print("\n\n".join([*parts, *([] if found is None else [format_baseline(found, reports)])]))
     if given.predictions is not None:
-        write_predictions(given.predictions, rows)
+        write_predictions(given.predictions, rows, write_output)
 
 
 def compare(given: argparse.Namespace) -> None:

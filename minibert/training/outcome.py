@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +15,15 @@ from minibert.engine.machine import Machine, choose_device, choose_machine
 from minibert.engine.network import Network, half_weights, length_multiple, network_for, with_copies
 from minibert.errors import InputError
 from minibert.evaluation import Outputs, predict, report
-from minibert.files import write_output
+from minibert.files import replace_file
 from minibert.model import BertClassifier
 from minibert.setup import Head, make_head
 from minibert.tokenizer import Tokenizer
 from minibert.training.folder import has_model, own_tokenizer, read_history, read_run
 from minibert.training.keeper import how_to_go_on
+
+
+Put = Callable[[Path, Callable[[Path], Any]], None]
 
 
 class Saved(NamedTuple):
@@ -113,9 +116,13 @@ def evaluator(model: BertClassifier, machine: Machine, splits: Sequence[Examples
     return network_for(model, machine, model.config.pad_token_id, length_multiple(splits))
 
 
-def write_predictions(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_predictions(path: Path, rows: Iterable[dict[str, Any]], put: Put = replace_file) -> None:
     """A .csv: split, row (place in the data, from 0), group where there are any, label, predicted, confidence, and a
-    column a class."""
+    column a class.
+
+    Args:
+        put: what brings it to its place: write_output where the user named it.
+    """
 
     def write(beside: Path) -> None:
         with open(beside, "w", newline="", encoding="utf-8") as file:
@@ -126,4 +133,4 @@ def write_predictions(path: Path, rows: Iterable[dict[str, Any]]) -> None:
                     writer.writeheader()
                 writer.writerow(row)
 
-    write_output(path, write)
+    put(path, write)
