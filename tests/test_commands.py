@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT
 
 import train
+from minibert.config import TrainConfig
 from minibert.training import loop
 
 
@@ -65,6 +66,9 @@ def test_from_training_to_the_report(tiny, texts, tmp_path):
     assert set(as_json) == {"val", "test"}
     assert {"accuracy", "loss", "macro_f1", "majority", "verdict"} <= set(as_json["test"])
     assert (tmp_path / "p.csv").read_text().count("\n") == 21
+    lost = run("eval.py", out, "--predictions", str(tmp_path / "no" / "p.csv"), check=False)
+    assert (lost.returncode, lost.stdout) == (2, "")  # before it evaluates
+    assert "there is no folder" in lost.stderr
     again = run("train.py", "--data", str(texts), "--model", str(tiny), "--out", out, check=False)
     assert again.returncode == 2
     assert "already holds a run" in again.stderr
@@ -154,6 +158,17 @@ def test_errors_hold_nothing_that_moves_a_cursor():
     done = run("eval.py", "runs/\x1b[2J\nnowhere", check=False)
     assert done.returncode == 2
     assert done.stderr.startswith(r"eval.py: error: runs/\x1b[2J\nnowhere: no such folder")
+
+
+def test_names_that_a_terminal_lacks_are_escaped(tiny, tmp_path):
+    data = tmp_path / "t.csv"
+    names = ("bébé", "步行")
+    data.write_text("text,label\n" + "".join(f"{i},{names[i % 2]}\n" for i in range(40)), encoding="utf-8")
+    path = loop.train(TrainConfig(data=str(data), model=str(tiny), epochs=1, out=str(tmp_path / "run")), str)
+    ascii = {"env": os.environ | {"PYTHONIOENCODING": "ascii"}}
+    assert r"b\xe9b\xe9" in run("eval.py", str(path), **ascii).stdout
+    as_json = json.loads(run("eval.py", str(path), "--json", **ascii).stdout)
+    assert set(as_json["test"]["classes"]) == set(names)
 
 
 def test_motion_trains_from_either_start(tiny, tmp_path):
