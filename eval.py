@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `guarded` listens, Ctrl-C ends the imports without a traceback
+
 import argparse
 import json
 import sys
@@ -9,6 +14,7 @@ from pathlib import Path
 
 from minibert.commands import guarded
 from minibert.errors import InputError
+from minibert.files import check_output, write_output
 
 
 def main(arguments: list[str]) -> None:
@@ -19,6 +25,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--predictions", metavar="FILE.csv", type=Path, help="also write one row an example")
     parser.add_argument("--baseline", metavar="words|forest", help="also what does without BERT reach (scikit-learn)")
     given = parser.parse_args(arguments)
+    if given.predictions is not None:
+        check_output(given.predictions, "--predictions")
     if len(given.runs) > 1:
         compare(given)
         return
@@ -29,16 +37,19 @@ def main(arguments: list[str]) -> None:
     if given.baseline is not None:
         check_kind(given.baseline)  # before a model is loaded
     (path,) = given.runs
-    reports, predictions = evaluate_run(path)
-    if given.predictions is not None:
-        write_predictions(given.predictions, predictions)
-    found = None if given.baseline is None else baseline(path, given.baseline, predictions)
+    reports, rows = evaluate_run(path)
+    found = None
+    if given.baseline is not None:
+        rows = list(rows)
+        found = baseline(path, given.baseline, rows)
     if given.json:
         more = {} if found is None else {"baseline": found}
-        print(json.dumps(reports | more, indent=2, ensure_ascii=False))
-        return
-    parts = [format_report(f"{name:<10}", reports[key]) for key, name in (("val", "validation"), ("test", "test"))]
-    print("\n\n".join([*parts, *([] if found is None else [format_baseline(found, reports)])]))
+        print(json.dumps(reports | more, indent=2))
+    else:
+        parts = [format_report(f"{name:<10}", reports[key]) for key, name in (("val", "validation"), ("test", "test"))]
+        print("\n\n".join([*parts, *([] if found is None else [format_baseline(found, reports)])]))
+    if given.predictions is not None:
+        write_predictions(given.predictions, rows, write_output)
 
 
 def compare(given: argparse.Namespace) -> None:
@@ -51,7 +62,7 @@ def compare(given: argparse.Namespace) -> None:
     runs = [score(path) for path in given.runs]
     if given.json:
         entries = [{"run": str(run.path), "init": run.config.init, "lr": run.config.lr} | run.reports for run in runs]
-        print(json.dumps(entries, indent=2, ensure_ascii=False))
+        print(json.dumps(entries, indent=2))
     else:
         print(format_comparison(runs))
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `guarded` listens, Ctrl-C ends the imports without a traceback
+
 import argparse
 import functools
 import json
@@ -200,7 +205,7 @@ def run_parity(given: argparse.Namespace) -> int:
 def run_probe(given: argparse.Namespace) -> int:
     config = TrainConfig(**{name: value for name, value in vars(given).items() if name in SETTINGS})
     from minibert.errors import silent
-    from minibert.files import replace_file
+    from minibert.files import write_output
     from minibert.lab import pictures
     from minibert.lab.drawing import check_matplotlib
     from minibert.lab.probe import format_probe, probe
@@ -213,7 +218,7 @@ def run_probe(given: argparse.Namespace) -> int:
     result = probe(config, given.inputs, say=silent if given.json else tell)
     if given.out is not None:
         text = pictures.probe(result)
-        replace_file(given.out, lambda beside: beside.write_text(text, encoding="utf-8"))
+        write_output(given.out, lambda beside: beside.write_text(text, encoding="utf-8"))
     print(json.dumps(result, indent=1) if given.json else format_probe(result))
     return 0
 

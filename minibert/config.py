@@ -6,6 +6,7 @@ Imports no torch, so that `train.py --help` answers at once.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
@@ -58,6 +59,10 @@ class TrainConfig:
         "linear", "model", "linear; mlp: one hidden layer; attention: a learned query over all tokens", choices=HEADS
     )
     dropout: str = setting("0.1", "model", "one rate, or three: HIDDEN,ATTENTION,HEAD")
+    freeze: str = setting(
+        "none", "model", "never trained: embeddings, layers:I-J, encoder (all but the head), or several with commas"
+    )
+    freeze_encoder_epochs: int = setting(0, "model", "epochs at first in which the head alone is trained")
 
     epochs: int = setting(5, "training", "passes over the training examples")
     batch_size: int = setting(2, "training", "examples a forward pass")
@@ -72,6 +77,9 @@ class TrainConfig:
     )  # fmt: skip
     label_smoothing: float = setting(0.0, "training", "part of each target that is spread over all classes, below 1")
     bias_correction: bool = setting(True, "training", "Adam's; without it, as the first BERT code, steps start larger")
+    on_nonfinite: str = setting(
+        "stop", "training", "at a gradient that is not finite: stop, or skip its step; skip:N: N in a row at most (10)"
+    )
     select: str = setting("accuracy", "training", "the validation figure whose best epoch is kept", choices=SELECTIONS)
     early_stopping: int = setting(0, "training", "end after so many epochs without a better one; 0: never")
     stop_on_collapse: int = setting(0, "training", "end after this many collapsed epochs in a row; 0: never")
@@ -89,7 +97,7 @@ class TrainConfig:
     out: str | None = setting(None, "run", "folder of the run (default: runs/DATE-INIT)")
 
     def __post_init__(self) -> None:
-        none = dict.fromkeys(("max_examples", "early_stopping", "stop_on_collapse"), 0)
+        none = dict.fromkeys(("max_examples", "early_stopping", "stop_on_collapse", "freeze_encoder_epochs"), 0)
         for name in ("max_length", "steps", "grid_cells", "epochs", "batch_size", "accumulate", *none):
             at_least = ({"max_length": 3} | none).get(name, 1)
             value = getattr(self, name)
@@ -109,6 +117,9 @@ class TrainConfig:
         check(self, "delimiter", good, "one character, tab, or auto")
         good = self.examples == "all" or (self.examples.isdecimal() and int(self.examples) > 0)
         check(self, "examples", good, "all, or a whole number of at least 1")
+        frozen = [re.fullmatch(r"embeddings|encoder|layers:\d+-\d+", part) for part in self.freeze.split(",")]
+        allowed = "none, or embeddings, layers:I-J, encoder, with commas between, such as embeddings,layers:1-4"
+        check(self, "freeze", self.freeze == "none" or all(frozen), allowed)
         lr, warmup, decay, clip = self.lr, self.warmup, self.weight_decay, self.clip
         check(self, "lr", is_number(lr) and 0 < lr <= 1, "a number above 0 and at most 1; 1e-6 to 1e-4 is usual")
         good = is_number(warmup) and (0 <= warmup < 1 or (warmup >= 1 and warmup % 1 == 0))
@@ -118,7 +129,7 @@ class TrainConfig:
         check(self, "label_smoothing", is_number(smoothing) and 0 <= smoothing < 1, "a number from 0 to below 1")
         check(self, "save_every", is_number(self.save_every) and self.save_every >= 0, "minutes, at least 0")
         check(self, "clip", is_number(clip) and clip >= 0, "a norm above 0, or 0 for none")
-        _ = self.rates, self.seeds  # read now, so that what is wrong in them is refused now
+        _ = self.rates, self.patience, self.seeds  # read now, so that what is wrong in them is refused now
 
     @cached_property
     def rates(self) -> tuple[float, float, float]:
@@ -131,6 +142,14 @@ class TrainConfig:
         check(self, "dropout", good, "one rate or HIDDEN,ATTENTION,HEAD, each at least 0 and below 1")
         hidden, attention, head = (rates * 3)[:3]
         return hidden, attention, head
+
+    @cached_property
+    def patience(self) -> int:
+        """Steps in a row whose gradient may be not finite."""
+        word, colon, number = self.on_nonfinite.partition(":")
+        good = self.on_nonfinite in ("stop", "skip") or (word == "skip" and number.isdecimal() and int(number) > 0)
+        check(self, "on_nonfinite", good, "stop, skip, or skip:N with a whole number N from 1")
+        return int(number) if colon else {"stop": 0, "skip": 10}[word]
 
     @cached_property
     def seeds(self) -> Seeds:

@@ -16,7 +16,7 @@ from minibert.classifier import Classifier
 from minibert.data import chosen_rows, read_table
 from minibert.data.table import Layout
 from minibert.errors import InputError
-from minibert.files import replace_file
+from minibert.files import write_output
 from minibert.lines import cell, fold, has_colours, lacks
 from minibert.pages import check_page, escaped, page, shade, table
 from minibert.predict import KINDS, STDIN, read_inputs
@@ -403,7 +403,7 @@ def explain_command(
             print("\n\n".join("\n".join(in_terminal(each, colours, plain)) for each in found))
             return
         text = page(f"What moved the answers of {run.resolve().name}", "\n<hr>\n".join(map(html_of, found)))
-    replace_file(out, lambda beside: beside.write_text(text, encoding="utf-8"))
+    write_output(out, lambda beside: beside.write_text(text, encoding="utf-8"))
     print(out)
 
 

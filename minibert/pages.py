@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minibert.errors import InputError
+from minibert.files import check_output
 from minibert.lines import visible
 
 FOR, AGAINST = "0, 114, 178", "213, 94, 0"
@@ -116,9 +117,8 @@ def curve(history: Sequence[Mapping[str, Any]]) -> str:
 def check_page(path: Path, suffixes: Sequence[str] = (".html",)) -> None:
     """
     Raises:
-        InputError: the file's name does not say what it is, or there is no folder for it.
+        InputError: the file's name does not say what it is, or it cannot be written.
     """
     if path.suffix.lower() not in suffixes:
         raise InputError(f"--out {path}: the name must end in {' or '.join(suffixes)}")
-    if not path.parent.is_dir():
-        raise InputError(f"--out {path}: there is no folder {path.parent}")
+    check_output(path, "--out")

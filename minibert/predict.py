@@ -15,7 +15,7 @@ from minibert.classifier import Classifier
 from minibert.data.table import READERS, Layout, columns_of, decode, read_file
 from minibert.data.windows import checked_windows, read_npz
 from minibert.errors import InputError
-from minibert.files import replace_file
+from minibert.files import check_output, write_output
 from minibert.lines import visible
 
 STDIN = "-"
@@ -41,6 +41,8 @@ def predict_file(
     """
     if out is not None and out.suffix.lower() not in FORMS:
         raise InputError(f"--out {out}: unknown kind; give {' or '.join(FORMS)}")
+    if out is not None:
+        check_output(out, "--out")
     path = Path(source)
     if source != STDIN and not path.is_file():
         raise InputError(f"{path}: no such file; give one of {', '.join(KINDS)}, or - for standard input")
@@ -50,12 +52,15 @@ def predict_file(
     layout = Layout.of(replace(classifier.config, **(columns or {})))
     inputs, pairs = read_inputs(classifier, source, charset, layout)
     rows = classifier.answers(inputs, pairs)
-    lines = as_json_lines(rows) if (out.suffix.lower() == ".jsonl" if out else as_json) else as_csv(rows)
+    # On standard output in ASCII: what a terminal's encoding lacks would make no JSON.
+    lines = (
+        as_json_lines(rows, ascii=out is None) if (out.suffix.lower() == ".jsonl" if out else as_json) else as_csv(rows)
+    )
     if out is None:
         for line in lines:
             print(visible(line) if sys.stdout.isatty() else line)
     else:
-        replace_file(out, lambda beside: beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8"))
+        write_output(out, lambda beside: beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8"))
 
 
 def read_inputs(classifier: Classifier, source: str, charset: str, layout: Layout) -> tuple[Any, list[str] | None]:
@@ -93,8 +98,8 @@ def read_inputs(classifier: Classifier, source: str, charset: str, layout: Layou
     return columns["text"], columns.get("text_b")
 
 
-def as_json_lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
-    return (json.dumps(row, ensure_ascii=False) for row in rows)
+def as_json_lines(rows: Iterable[dict[str, Any]], ascii: bool) -> Iterator[str]:
+    return (json.dumps(row, ensure_ascii=ascii) for row in rows)
 
 
 def as_csv(rows: Iterable[dict[str, Any]]) -> Iterator[str]:

@@ -19,6 +19,7 @@ from minibert.data.table import Table
 from minibert.engine.dropout import dropout_for
 from minibert.engine.machine import Machine, choose_device, choose_machine
 from minibert.errors import InputError, Say
+from minibert.freezing import freeze, frozen_by
 from minibert.heads import HEADS, name_of
 from minibert.initialization import Init, Manifest, initialize, layer_config, summary
 from minibert.masked import self_mlm
@@ -79,6 +80,7 @@ def settle(config: TrainConfig, say: Say = print, table: Table | None = None, ow
     bert_config = layer_config(init, checkpoint.read_config(source.path))
     tokenizer = Tokenizer.load(source.path)
     check_vocabulary(tokenizer, bert_config.vocab_size, source.name)
+    frozen_by(config.freeze, bert_config.num_hidden_layers)  # refuses layers that are not there
     pool = config.pool if own_head else pool_for(config.pool, HEADS[config.head], bert_config)
     data = load_dataset(config, tokenizer, bert_config.max_position_embeddings, table)
     say(f"data: {data.summary}")
@@ -184,4 +186,6 @@ def prepare(config: TrainConfig, say: Say = print, head: Head | None = None, tab
         what = {"cls": "[CLS] through the pooler", "mean": "the mean of the tokens", "tokens": "all tokens, no pooler"}
         say(f"head: {name_of(model.head)}; it reads {what[config.pool]}")
     say(f"start: {config.init} ({source.name} {source.sha256[:12]}): {summary(manifest)}")
+    for line in freeze(model, config):
+        say(line)
     return Setup(config, machine, source, tokenizer, data, model, manifest)

@@ -150,6 +150,16 @@ def test_folder(tmp_path, tokenizer):
         assert [text[-1] for text in told(examples, tokenizer)] == [data.labels[y] for y in examples.labels]
 
 
+def test_what_was_left_out_of_a_folder_is_said(tmp_path, tokenizer):
+    for i in range(20):
+        file = tmp_path / "texts" / "xy"[i % 2] / f"{i:02}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{i}\n")
+    (tmp_path / "texts" / "z").mkdir()
+    summary = load_dataset(TrainConfig(data=str(tmp_path / "texts")), tokenizer).summary
+    assert summary.endswith("3 tokens (left out: 1 class(es) without texts)")
+
+
 def test_npz(tmp_path, tokenizer):
     x = np.arange(60.0)[:, None, None] + np.zeros((60, 4, 2))
     np.savez(tmp_path / "own.npz", x=x, y=np.arange(60) % 2, group=np.arange(60) // 3)

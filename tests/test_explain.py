@@ -10,8 +10,10 @@ import pytest
 
 from minibert import Classifier, Data, TrainConfig, train
 from minibert.__main__ import main
+from minibert.attribution import attention_weights
 from minibert.errors import InputError
 from minibert.explain import Explanation, Word, bar_of, explain, html_of, in_terminal
+from minibert.lab import pictures
 from minibert.lines import columns
 
 NAMES = ["\x1b[31mred", "<b>blue & dark"]
@@ -190,7 +192,7 @@ BAD = {
     "data in memory": (["texts", "--row", "3"], "given in memory"),
     "not of validation": (["file", "--row", "60"], "--row 60: not a validation row; 6 are: "),
     "suffix": (["texts", "1", "--out", "page.pdf"], "--out page.pdf: the name must end in .html$"),
-    "folder": (["texts", "1", "--out", "no/page.html"], "there is no folder no"),
+    "folder": (["texts", "1", "--out", "no/page.html"], "there is no folder .*no"),
     "attention to a terminal": (["texts", "1", "--attention", "1"], "give --out FILE.svg or FILE.html"),
     "no layer": (["texts", "1", "--attention", "3", "--out", "a.svg"], "layers 1 to 2, heads 1 to 4"),
     "no head": (["texts", "1", "--attention", "2.5", "--out", "a.svg"], "layers 1 to 2, heads 1 to 4"),
@@ -228,3 +230,18 @@ def test_attention_as_a_picture_of_the_same_bytes_each_time(runs, tmp_path, whic
         assert f">{word}</text>" in svg
     assert "://" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
     assert "<image" in page
+
+
+def test_the_heads_are_those_asked_for(runs, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    drawn, out = {}, str(tmp_path / "a.svg")
+    monkeypatch.setattr(pictures, "attention", lambda title, heads, tokens: drawn.update(heads) or "<svg/>")
+    main(["explain", str(runs["texts"]), "1 a", "--attention", "2", "--out", out])
+    classifier = Classifier.load(runs["texts"])
+    weights = attention_weights(classifier.network.model.bert, classifier.tokenizer("1 a").input_ids)[1][0].numpy()
+    assert list(drawn) == [f"head {number}" for number in range(1, 5)]
+    np.testing.assert_allclose(list(drawn.values()), weights, atol=1e-5)
+    drawn.clear()
+    main(["explain", str(runs["texts"]), "1 a", "--attention", "2.3", "--out", out])
+    np.testing.assert_allclose(drawn["head 3"], weights[2], atol=1e-5)
+    assert len(drawn) == 1

@@ -36,6 +36,7 @@ def test_a_run_is_rebuilt_from_its_folder(finished, tmp_path):
     last = json.loads((finished / "metrics.jsonl").read_text().splitlines()[best["best_epoch"] - 1])
     for name, figure in last["verdict"].items():
         assert reports["val"]["verdict"][name] == (figure if name == "name" else pytest.approx(figure)), name
+    predictions = list(predictions)
     assert len(predictions) == 16
     right = sum(p["label"] == p["predicted"] for p in predictions if p["split"] == "test")
     assert right / 8 == reports["test"]["accuracy"]

@@ -19,7 +19,7 @@ from minibert.__main__ import main
 from minibert.errors import InputError
 from minibert.predict import predict_file
 
-NAMES = ["\x1b[31mred\x07", "blue, dark"]
+NAMES = ["\x1b[31mred\x07", "blue, därk"]
 WINDOWS = np.random.default_rng(0).normal(size=(60, 20, 2)) + 3 * (np.arange(60) % 3)[:, None, None]
 
 
@@ -81,7 +81,9 @@ def test_each_kind_of_file(runs, tmp_path, name, capsys):
     predict_file(runs["texts"], str(tmp_path / name), tmp_path / "out.csv")
     assert [row["label"] for row in rows_of((tmp_path / "out.csv").read_text())] == [row["label"] for row in rows]
     predict_file(runs["texts"], str(tmp_path / name), None, as_json=True)
-    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
+    said = capsys.readouterr().out
+    assert said.isascii()
+    assert [json.loads(line) for line in said.splitlines()] == rows
 
 
 def test_columns_are_called_as_in_training_or_as_said(tiny, tmp_path):

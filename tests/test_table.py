@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 from itertools import permutations
 from pathlib import Path
 
@@ -73,6 +74,7 @@ def test_folder(put, tmp_path):
     assert table.texts == ["text of a/1.txt", "text of b/10.txt", "text of b/2.txt"]
     assert table.labels == ["a", "b", "b"]
     assert table.name == "texts"
+    assert table.left_out == "1 file(s) other than .txt, 1 file(s) outside the class folders"
 
 
 def test_hash_of_a_folder_sees_content_names_and_classes(put, tmp_path):
@@ -321,3 +323,53 @@ def test_the_folder_one_is_in_has_a_name(put, tmp_path, monkeypatch):
     put("texts/a/1.txt", "one")
     monkeypatch.chdir(tmp_path / "texts")
     assert read_texts(Path(".")).name == "texts"
+
+
+def test_what_of_a_folder_is_not_read_is_counted(put, tmp_path):
+    for name in ("a/1.txt", "a/2.TXT", "b/1.txt", "b/deep/1.txt", "b/3.html", "b/4.html", "b/.DS_Store"):
+        put(f"texts/{name}", name)
+    (tmp_path / "texts" / "empty").mkdir()
+    os.mkfifo(tmp_path / "texts" / "a" / "pipe.txt")  # reading it would wait for ever
+    table = read_texts(tmp_path / "texts")
+    assert table.texts == ["a/1.txt", "a/2.TXT", "b/1.txt"]
+    assert table.left_out == "3 file(s) other than .txt, 1 subfolder(s), 1 class(es) without texts"
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "a.csv")
+    with pytest.raises(InputError, match="a pipe or a device; give a file"):
+        read_texts(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("name", ["text", "label", "text_b", "group", "split"])
+def test_two_columns_of_one_name(put, name):
+    columns = ["text", "label", "text_b", "group", "split"]
+    row = ["one", "a", "b", "g", "train", "more"]
+    for twice in (name, f" {name} "):
+        with pytest.raises(InputError, match=f"two columns are called '{name}'"):
+            read_texts(put("a.csv", f"{','.join([*columns, twice])}\n{','.join(row)}\n"))
+    assert read_texts(put("a.csv", "text,label,x,x\none,a,1,2\n")).texts == ["one"]  # of no use here
+
+
+def test_blanks_around_a_name_do_not_make_a_class(put):
+    table = read_texts(put("a.csv", "text, label , group,split\n one,pos,g, train\ntwo, pos ,g ,val\n"))
+    assert (table.texts, table.labels) == ([" one", "two"], ["pos", "pos"])
+    assert (table.groups, table.splits) == (["g", "g"], ["train", "val"])
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"text": ["one"], "label": "a"}', "'text' is a list; it must be a text or a number"),
+        ('{"text": "one", "label": {"a": 1}}', "'label' is a dict; it must be"),
+        ('{"text": "one", "label": NaN}', "'label' is nan; fill it"),
+        ('{"text": "one", "label": -1e999}', "'label' is -inf; fill it"),
+        ('{"text": "one", "label": "a", "label": "b"}', "not JSON: a name stands twice in one object"),
+        ('{"text": "one", "label": "a", "other": %s}' % ("[" * 100_000), "not JSON: it is nested too deeply"),
+        ("[" * 100_000, "not JSON: it is nested too deeply"),
+        ('{"text": "one", "label": %s}' % ("1" * 5000), "not JSON: Exceeds the limit"),
+    ],
+)  # fmt: skip
+def test_json_that_is_no_row(put, line, words):
+    with pytest.raises(InputError, match=f"line 2: {words}"):
+        read_texts(put("a.jsonl", '{"text": "one", "label": 1.5}\n' + line + "\n"))

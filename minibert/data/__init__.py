@@ -142,6 +142,8 @@ def load_dataset(
     counts = " / ".join(f"{len(splits[name]):,}" for name in SPLITS)
     summary = f"{table.name}: {counts} for training / validation / test, {len(labels)} classes{how}, "
     summary += (f"{min(lengths)} to " if min(lengths) < max(lengths) else "") + f"{max(lengths)} tokens"
+    if table.left_out:
+        summary += f" (left out: {table.left_out})"
     if cut:
         limit = f"--max-length {longest}" if longest == config.max_length else f"the model's {longest} positions"
         summary += f" ({cut:,} of {len(ids):,} texts cut to {limit})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -49,6 +49,11 @@ class Engine:
         """How many examples count in a step, where it computes."""
         return torch.full((), float(examples), device=self.machine.device)
 
+    def hold(self, held: bool) -> None:
+        """Between steps: freeze the late parameters, or train them from now on."""
+        self.state.optimizer.hold(held)
+        self.state.numbers.copy_(numbers_of(self.state.optimizer, self.schedule))
+
     def model(self) -> BertClassifier:
         """The model as it is now, with all its words."""
         return self.words.all(self.original, self.trained, self.state.optimizer.shrinkage.item())
@@ -65,6 +70,7 @@ class Engine:
         """
         Raises:
             KeyError: a tensor of `state_dict` is missing.
+            RuntimeError: one has another shape.
         """
         optimizer = self.state.optimizer
         for name, tensor in self.trained.state_dict().items():
@@ -86,6 +92,7 @@ def assemble(
     weight_decay: float = 0.01,
     bias_correction: bool = True,
     clip: float = 1.0,
+    late: Collection[str] = (),
     loss: Loss = classification,
     network: Callable[..., Network] = network_for,
     say: Say = print,
@@ -96,26 +103,32 @@ def assemble(
         model: on the CPU. Its tensors, but for the word embedding, are the trained ones from now on.
         splits: all examples that will be trained on or evaluated.
         accumulate: batches a step.
+        late: names of parameters that `Engine.hold` can freeze.
     """
     words = Words(splits, model.config.pad_token_id)
     renumbered = [words.renumber(split) for split in splits]
     trained = words.fewer(model).to(machine.device)
     # bf16 is too coarse to add the gradients of several batches up in
     half = half_weights(trained, machine) if accumulate == 1 else {}
-    optimizer = AdamW(trained.named_parameters(), weight_decay=weight_decay, bias_correction=bias_correction, half=half)
+    optimizer = AdamW(
+        trained.named_parameters(), weight_decay=weight_decay, bias_correction=bias_correction, half=half, late=late
+    )
     if schedule.total * sum(p.numel() for p in trained.parameters()) > WORTH_COMPILING:
         why_not = optimizer.compile()
         if why_not:
             say(f"the optimizer stays uncompiled, up to a third slower a step: {why_not}")
     computing = network(with_copies(trained, half), machine, words.pad_id, length_multiple(renumbered))
     scaler = LossScaler(machine.name == "fp16", device=machine.device)
-    # every number of every step, before the first
-    numbers = optimizer.numbers(schedule.rates(), torch.arange(1, schedule.total + 2))
-    state = State(computing, optimizer, scaler, Sums(machine.device), numbers, clip, loss)
+    state = State(computing, optimizer, scaler, Sums(machine.device), numbers_of(optimizer, schedule), clip, loss)
     on_cuda = machine.device.type == "cuda"
     one = Recorded(state, CudaGraphs(machine.device), say) if on_cuda else partial(step, state)
     computing.model.train()
     return Engine(state, one, schedule, renumbered, machine, model, trained, words)
+
+
+def numbers_of(optimizer: AdamW, schedule: Schedule) -> Tensor:
+    """Every number of every step, before the first: see AdamW.numbers."""
+    return optimizer.numbers(schedule.rates(), torch.arange(1, schedule.total + 2))
 
 
 def named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """The step as CUDA graphs: at small batches a GPU waits for the launches of some 700 kernels; a graph is one launch.
 
-A graph is a recording of kernels over fixed memory. So there is one for each shape of batch; its inputs lie in buffers
-of its own; and all that it changes (weights, moments, counts, sums) lies where it lay when it was recorded.
+A graph is a recording of kernels over fixed memory. So there is one for each shape of batch, and others once a frozen
+encoder is trained; its inputs lie in buffers of its own; and all that it changes (weights, moments, counts, sums) lies
+where it lay when it was recorded.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class Recorded:
         step(self.state, [batch], count)
 
     def _do(self, what: str, work: Callable[[Any, Tensor], None], batch: Any, count: Tensor) -> None:
-        key = (what, *(None if t is None else (tuple(t.shape), t.dtype) for t in batch))
+        key = (what, self.state.optimizer.held, *(None if t is None else (tuple(t.shape), t.dtype) for t in batch))
         if key in self.recordings:
             replay, inputs = self.recordings[key]
             copy_into(inputs, (batch, count))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -36,6 +38,22 @@ class Machine:
             return torch.cuda.get_device_name(self.device)
         count = torch.get_num_threads()
         return f"CPU, {count} thread{'s' * (count > 1)}"
+
+
+def processor() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def instructions() -> str:
+    """The instruction set that the CPU's kernels are chosen for, and what in the environment chooses another."""
+    names = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
+    asked = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    return ", ".join([torch.backends.cpu.get_cpu_capability(), *asked])
 
 
 def choose_device() -> torch.device:

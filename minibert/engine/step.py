@@ -64,7 +64,9 @@ class Sums:
         self.total = torch.zeros(4, dtype=torch.float64, device=device)
 
     def add(self, loss: Tensor, right: Tensor, count: Tensor) -> None:
-        self.total[:3] += torch.stack([loss.double(), right.double(), count.double()])
+        """Of each batch. One whose loss is not finite is left out: it would hide all others."""
+        seen = torch.stack([loss.double(), right.double(), count.double()])
+        self.total[:3] += torch.where(loss.isfinite(), seen, 0.0)
 
     def skip(self, finite: Tensor) -> None:
         """Of each step, whether its gradients were finite."""
@@ -86,7 +88,7 @@ class State:
     optimizer: AdamW
     scaler: LossScaler
     sums: Sums
-    numbers: Tensor  # (steps, 2, 5): those of every update, see AdamW.numbers
+    numbers: Tensor  # (steps, 2 or 4, 5): those of every update, see AdamW.numbers
     clip: float  # largest global norm of the gradient; 0: any
     loss: Loss = classification
 

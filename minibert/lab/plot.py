@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from minibert.config import TrainConfig
 from minibert.errors import InputError
-from minibert.files import replace_file
+from minibert.files import check_output, write_output
 from minibert.lines import lacks
 from minibert.training.folder import best_of, read_history, read_run
 
@@ -186,8 +186,7 @@ def check_picture(path: Path) -> None:
     """
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"--out {path}: the name must end in {' or '.join(SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise InputError(f"--out {path}: there is no folder {path.parent}")
+    check_output(path, "--out")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
@@ -221,4 +220,4 @@ def picture(runs: Sequence[Run], metrics: Sequence[str], path: Path) -> None:
         axes.legend(fontsize="small")
     dateless = {"Date": None} if suffix == ".svg" else {}
     with matplotlib.rc_context({"svg.hashsalt": "minibert"}):
-        replace_file(path, lambda beside: figure.savefig(beside, format=suffix[1:], metadata=dateless))
+        write_output(path, lambda beside: figure.savefig(beside, format=suffix[1:], metadata=dateless))
