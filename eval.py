@@ -16,10 +16,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--predictions", metavar="FILE.csv", type=Path, help="also write one row an example")
     given = parser.parse_args(arguments)
-    from minibert.evaluation import format_report  # imports torch, which --help need not wait for
+    from minibert.engine.processes import joined  # imports torch, which --help need not wait for
+    from minibert.evaluation import format_report
     from minibert.training.outcome import evaluate_run, write_predictions
 
-    reports, predictions = evaluate_run(given.run)
+    with joined() as processes:
+        reports, predictions = evaluate_run(given.run)
+    if processes.rank:
+        return  # the first one speaks
     if given.predictions is not None:
         write_predictions(given.predictions, predictions)
     if given.json:

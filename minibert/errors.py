@@ -13,6 +13,10 @@ class InputError(ValueError):
     """What was got, what is allowed, what to do: one line. The commands print it and exit with 2."""
 
 
+class LostProcessError(InputError):
+    """Another process of this run has gone, and the rest of them cannot go on without it."""
+
+
 class Stopped(KeyboardInterrupt):
     """Ctrl-C, or another signal, in a run that can go on; its text says how. `code` is what the process ends with."""
 

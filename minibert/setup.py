@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from minibert import checkpoint, sources
 from minibert.config import TrainConfig
@@ -17,6 +18,7 @@ from minibert.data import BUNDLED, IN_MEMORY, Dataset, check_vocabulary, load_da
 from minibert.data.table import Table
 from minibert.engine.dropout import dropout_for
 from minibert.engine.machine import Machine, choose_device, choose_machine
+from minibert.engine.processes import ALONE, here
 from minibert.errors import InputError, Say
 from minibert.initialization import Init, Manifest, initialize, layer_config, summary
 from minibert.masked import self_mlm
@@ -117,11 +119,15 @@ def prepare(config: TrainConfig, say: Say = print, head: Head | None = None, tab
     Raises:
         InputError: as settle.
     """
-    config, init, machine, source, bert_config, tokenizer, data = settle(config, say, table)
+    processes = here()
+    config, init, machine, source, bert_config, tokenizer, data = processes.each(settle, config, say, table)
+    same = (replace(config, data="", model=""), data.sha256, source.sha256)  # paths may differ between machines
+    processes.alike(same, "settings, data or checkpoints")
     learned = None
     if init.scheme.learns:
         (epochs,) = init.numbers(bert_config)
-        learned = self_mlm(bert_config, data.train, tokenizer, int(epochs), machine, say)
+        by_itself = replace(machine, processes=ALONE)
+        learned = processes.once(self_mlm, bert_config, data.train, tokenizer, int(epochs), by_itself, say)
     hidden, attention, in_front = config.rates
     bert_config = replace(
         bert_config, num_labels=len(data.labels), pool=config.pool, hidden_dropout_prob=hidden,
@@ -129,6 +135,8 @@ def prepare(config: TrainConfig, say: Say = print, head: Head | None = None, tab
     )  # fmt: skip
     if head is not None:
         head = make_head(head, bert_config.hidden_size, bert_config.num_labels, config.seeds.head)
+    if processes.world > 1 and any(isinstance(part, _BatchNorm) for part in (head or nn.Identity()).modules()):
+        raise InputError("BatchNorm sees the examples of one process alone; take LayerNorm, or train in one process")
     model = BertClassifier(bert_config, head, dropout=dropout_for(machine.device))
     manifest = initialize(model, init, source.path, config.seeds, learned)
     say(f"start: {config.init} ({source.name} {source.sha256[:12]}): {summary(manifest)}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from minibert.data.batches import cut
 from minibert.engine import Engine
@@ -59,9 +60,9 @@ class Plan:
         generator = torch.Generator().manual_seed(derive(self.order, f"{self.purpose}order", epoch))
         return cut(torch.randperm(self.examples, generator=generator).tolist(), self.size)
 
-    def seed(self, cursor: Cursor) -> int:
-        """Of all that is drawn in a step: dropout, and which words are masked."""
-        return derive(self.dropout, f"{self.purpose}dropout", cursor.epoch, cursor.step)
+    def seed(self, cursor: Cursor, rank: int = 0) -> int:
+        """Of all that is drawn in a step by a process: dropout, and which words are masked."""
+        return derive(self.dropout, f"{self.purpose}dropout", cursor.epoch, cursor.step, *([rank] if rank else []))
 
 
 Batches = Callable[[Sequence[int]], tuple[Sequence[Any], int]]  # the examples of a step -> batches, how many count
@@ -70,7 +71,7 @@ Batches = Callable[[Sequence[int]], tuple[Sequence[Any], int]]  # the examples o
 def steps(engine: Engine, plan: Plan, cursor: Cursor, batches: Batches) -> Iterator[Cursor]:
     """Take the steps from `cursor` to the end of its epoch; gives the cursor behind each."""
     for chosen in plan.rows(cursor.epoch)[cursor.step :]:
-        torch.manual_seed(plan.seed(cursor))
+        torch.manual_seed(plan.seed(cursor, engine.machine.processes.rank))
         micro, count = batches(chosen)
         engine.step(micro, engine.count(count))
         cursor = Cursor(cursor.epoch, cursor.step + 1)
@@ -87,7 +88,8 @@ def own_random_numbers(device: torch.device) -> Iterator[None]:
 class Watch:
     """Reads an engine's sums now and then, and ends a run whose gradients no step can use.
 
-    Reading waits for the device, so it is done at each step where the device is the host, else at each second or so.
+    Reading waits for the device, so it is done at each step where the device is the host, else at each second or so, of
+    all processes at the same step: what ends one ends all.
     """
 
     def __init__(self, engine: Engine, unusable: Callable[[int], InputError]) -> None:
@@ -96,18 +98,21 @@ class Watch:
         self.looked = time.monotonic()
 
     def look(self) -> None:
-        if self.at_once or time.monotonic() - self.looked > 1:
+        if self.at_once or any(self.engine.machine.processes.most(time.monotonic() - self.looked > 1)):
             self.read()
 
-    def read(self) -> Seen:
+    def read(self, total: Tensor | None = None) -> Seen:
         """The sums of the epoch so far.
+
+        Args:
+            total: those of all processes; None: of this one.
 
         Raises:
             InputError: what `unusable` makes of the number of a step whose gradients were not finite, where a smaller
                 loss scale cannot mend that.
         """
         self.looked = time.monotonic()
-        seen = self.engine.state.sums.read()
+        seen = self.engine.state.sums.read(total)
         if seen.skipped and self.engine.state.scaler.spent:
             raise self.unusable(int(self.engine.state.optimizer.steps) + 1)
         return seen

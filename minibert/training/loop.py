@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from minibert.engine import Engine, assemble
 from minibert.engine.epochs import Batches, Cursor, Plan, Watch, own_random_numbers, steps
 from minibert.engine.network import twin
 from minibert.engine.optimizer import Schedule, warmup_steps
-from minibert.errors import InputError, Say, Stopped
+from minibert.engine.processes import Processes, here, joined
+from minibert.errors import InputError, LostProcessError, Say, Stopped
 from minibert.evaluation import predict, report
 from minibert.files import locked, write_json
 from minibert.inside import INPUTS, choose, look
+from minibert.launch import launch
 from minibert.lines import tell
 from minibert.progress import Progress
 from minibert.setup import Head, Setup, prepare
@@ -41,15 +45,35 @@ def train(config: TrainConfig, say: Say = tell, head: Head | None = None, table:
     Raises:
         InputError: as prepare; an --out that is not empty; a gradient that is not finite.
     """
-    if config.out is not None:
-        folder.check_free(config.out)  # before anything long begins
-    setup = prepare(config, say, head, table)
-    path = folder.new_folder(config.out, config.init)
-    folder.begin(path, setup)
-    with holding(path):
-        own = head is not None or table is not None
-        with nullcontext() if own else stoppable(path):
-            return fit(setup, path, None, say, obeys=not own)
+    with joined() as processes:
+        once, say = processes.once, processes.voice(say)
+        if once(goes_on, config):
+            return resume(Path(config.out), say)
+        if config.out is not None:
+            once(folder.check_free, config.out)  # before anything long begins
+        setup = prepare(config, say, head, table)
+        path = once(folder.new_folder, config.out, config.init)
+        once(folder.begin, path, setup)
+        with holding(path, processes):
+            own = head is not None or table is not None
+            with nullcontext() if own else stoppable(path):
+                return fit(setup, path, None, say, obeys=not own)
+
+
+def goes_on(config: TrainConfig) -> bool:
+    """Whether torchrun has started this command anew and an earlier try has left a run to go on with.
+
+    Raises:
+        InputError: it is to be started anew where needed, and could not know with which run to go on.
+    """
+    given = launch()
+    if given.max_restarts and config.out is None:
+        raise InputError("--max-restarts needs --out: a process that is started anew goes on with the run there")
+    if not given.restarts or not (Path(config.out) / "config.json").is_file():
+        return False
+    left, _ = folder.read_run(Path(config.out))
+    pairs = zip(astuple(config), astuple(left))  # of the run left, with auto and relative paths resolved
+    return all(value in ("auto", was) or str(Path(str(value)).resolve()) == was for value, was in pairs)
 
 
 def resume(path: Path, say: Say = tell) -> Path:
@@ -58,19 +82,20 @@ def resume(path: Path, say: Say = tell) -> Path:
     Raises:
         InputError: not a run, one that has ended, or its data or checkpoint are not what they were.
     """
-    folder.read_run(path)  # before a lock is made in what is no run
-    with holding(path):
-        return go_on(path, say)
+    with joined() as processes:
+        processes.once(folder.read_run, path)  # before a lock is made in what is no run
+        with holding(path, processes):
+            return go_on(path, processes.voice(say))
 
 
 def go_on(path: Path, say: Say) -> Path:
     """`resume`, where nobody else is at the run."""
-    config, content = folder.read_run(path)
+    config, content = here().once(folder.read_run, path)
     if "ended" in content:
         raise InputError(f"{path} has ended: python eval.py {path} reports on it")
     if content.get("head"):
         raise InputError(f"{path} has a head of your own, {content['head']}; train it anew in Python")
-    state = folder.load_state(path)
+    state = here().once(folder.load_state, path)
     setup = prepare(config, say)
     for name, was, now in (
         ("the data", content["dataset"]["sha256"], setup.data.sha256),
@@ -87,12 +112,19 @@ def go_on(path: Path, say: Say) -> Path:
 
 
 @contextmanager
-def holding(path: Path) -> Iterator[None]:
-    """Keep other processes from the run.
+def holding(path: Path, processes: Processes) -> Iterator[None]:
+    """Keep others from the run; the first of its processes holds it for all.
 
     Raises:
         InputError: one is at it already.
     """
+    with ExitStack() as stack:
+        processes.once(stack.enter_context, held(path))
+        yield
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
     with locked(path / "lock") as free:
         if not free:
             raise InputError(f"another process is training {path}; wait for it, or stop it first")
@@ -102,10 +134,11 @@ def holding(path: Path) -> Iterator[None]:
 
 @contextmanager
 def stoppable(path: Path) -> Iterator[None]:
-    """Ctrl-C, while open, says how to go on.
+    """What stops a run, while open, says how to go on.
 
     Raises:
         Stopped: in place of KeyboardInterrupt.
+        LostProcessError: another process has gone.
     """
     try:
         yield
@@ -113,6 +146,8 @@ def stoppable(path: Path) -> Iterator[None]:
         raise
     except KeyboardInterrupt:
         raise Stopped(f"{how_to_go_on(path)} goes on from its last snapshot") from None
+    except LostProcessError as error:
+        raise LostProcessError(f"{error}; {how_to_go_on(path)} goes on from its last snapshot") from None
 
 
 def plan_of(config: TrainConfig, examples: int) -> Plan:
@@ -130,10 +165,13 @@ def engine_of(setup: Setup, plan: Plan, say: Say) -> Engine:
 
 
 def batches_of(engine: Engine, plan: Plan) -> Batches:
-    """The batches of a step, from the training split."""
+    """The batches of a step, from the training split; of several processes, this one's share of its examples."""
+    processes = engine.machine.processes
+    size = math.ceil(plan.batch_size / processes.world)
 
     def batches(chosen: Sequence[int]) -> tuple[Sequence[Any], int]:
-        return [engine.network.batch(engine.splits[0], part) for part in cut(chosen, plan.batch_size)], len(chosen)
+        parts = cut(processes.share(chosen), size)
+        return [engine.network.batch(engine.splits[0], part) for part in parts], len(chosen)
 
     return batches
 
@@ -144,13 +182,13 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obe
     Args:
         obeys: whether a signal ends the run in order, saved behind a step.
     """
-    config, data = setup.config, setup.data
+    config, data, once = setup.config, setup.data, setup.machine.processes.once
     plan = plan_of(config, len(data.train))
     history: list[dict[str, Any]] = []
     cursor, seconds = Cursor(), 0.0
     if state is not None:
         tensors, history, cursor, seconds = state
-        folder.write_history(path, history)  # a kill may have come between the state and the row
+        once(folder.write_history, path, history)  # a kill may have come between the state and the row
         where = f"in epoch {cursor.epoch}, after step {cursor.step:,} of {plan.steps:,}"
         say(f"resuming {where if cursor.step else f'after epoch {cursor.epoch - 1} of {config.epochs}'}")
     keeper = Keeper(path, config.save_every, obeys)
@@ -162,7 +200,7 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obe
             except KeyError as error:
                 raise InputError(f"{path}: its state lacks {error}; start the run anew") from None
         elif config.layers:
-            write_json(path / "start.json", parts_now(engine, setup))
+            once(lambda: write_json(path / "start.json", parts_now(engine, setup)))
         for line in opening(config, plan.steps, plan.size, engine.schedule.warmup, path):
             say(line)
         for line in HEADER:
@@ -171,18 +209,18 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obe
         if 0 < config.stop_on_collapse <= len(streak(history)):  # before an epoch: a resumed run asks, too
             say(f"stopping: --stop-on-collapse {config.stop_on_collapse}, {in_words(history)}")
             break
-        row = one_epoch(engine, setup, plan, cursor, path, history, keeper, seconds)
+        row = once(dict, one_epoch(engine, setup, plan, cursor, path, history, keeper, seconds))
         best = all(row["val_accuracy"] > earlier["val_accuracy"] for earlier in history)  # ties: the earlier
         history, cursor, seconds = [*history, row], Cursor(cursor.epoch + 1), 0.0
         # In this order a kill at any moment loses the epoch at most, and the next try comes to the same result.
         if best:
-            checkpoint.save_pretrained(engine.model(), path / "model", data.labels)
+            once(lambda: checkpoint.save_pretrained(engine.model(), path / "model", data.labels))
         tensors = engine.state_dict() if cursor.epoch <= config.epochs else {}  # behind the last, nothing needs them
-        folder.save_state(path, folder.SavedState(tensors, history, cursor))
-        folder.append_row(path, row)
+        once(folder.save_state, path, folder.SavedState(tensors, history, cursor))
+        once(folder.append_row, path, row)
         for line in row_lines(history):
             say(line)
-    folder.end(path, history)
+    once(folder.end, path, history)
     for line in closing(history, config.bias_correction, path):
         say(line)
     return path
@@ -204,7 +242,7 @@ def one_epoch(
         InputError: gradients that are not finite.
         Stopped: a signal came; the run is saved behind a step.
     """
-    data, val_split = setup.data, engine.splits[1]
+    data, val_split, processes = setup.data, engine.splits[1], engine.machine.processes
 
     def unusable(step: int) -> InputError:
         lr = engine.schedule.rate(step - 1)
@@ -215,7 +253,7 @@ def one_epoch(
 
     def save(now: Cursor) -> None:
         spent = seconds + time.monotonic() - start
-        folder.save_state(path, folder.SavedState(engine.state_dict(), history, now, spent))
+        processes.once(folder.save_state, path, folder.SavedState(engine.state_dict(), history, now, spent))
 
     done = (cursor.epoch - 1) * plan.examples
     bar = Progress(plan.epochs * plan.examples, done + cursor.step * plan.size)
@@ -228,11 +266,11 @@ def one_epoch(
                 watch.look()
                 bar.reach(done + min(plan.examples, now.step * plan.size), lambda: progress_text(cursor, plan, watch))
                 keeper.look(now, save)
-        seen = watch.read()
+        seen = watch.read(engine.sums())
     finally:
         bar.clear()
     seconds += time.monotonic() - start
-    val = report(predict(engine.network, val_split), val_split.labels, data.labels)
+    val = report(predict(engine.network, val_split, processes=processes), val_split.labels, data.labels)
     taken = int(engine.state.optimizer.steps)
     return {
         "epoch": cursor.epoch, "train_loss": seen.loss, "train_accuracy": seen.accuracy, "val_loss": val["loss"],

@@ -80,7 +80,7 @@ def evaluate_run(
     network = evaluator(model, machine, [data.val, data.test])
     reports, predictions = {}, []
     for name, split in (("val", data.val), ("test", data.test)):
-        outputs = predict(network, split)
+        outputs = predict(network, split, processes=machine.processes)
         reports[name] = report(outputs, split.labels, data.labels)
         for i, (row, label, p) in enumerate(zip(split.rows, split.labels, outputs.logits.softmax(dim=1).tolist())):
             group = {} if split.groups is None else {"group": split.groups[i]}
