@@ -9,7 +9,7 @@ import pytest
 import together as jobs
 import torch
 from safetensors.torch import load_file
-from together import together
+from together import new_store, together
 
 from minibert.config import TrainConfig
 from minibert.engine.processes import ALONE, here, joined
@@ -88,6 +88,7 @@ def test_several_processes_train_what_one_does(config, one, tmp_path, world):
     expected = json.loads((one / "0.json").read_text())
     seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world)]
     assert [other["hashes"] for other in seen] == [seen[0]["hashes"]] * world  # the same bits in all of them
+    assert len({other["seed"] for other in seen}) == world
     assert seen[-1]["empty"] > 0 == seen[0]["empty"]
     assert len(seen[0]["losses"][0]) == 56
     for losses, others in zip(seen[0]["losses"], expected["losses"]):
@@ -135,8 +136,8 @@ def test_a_signal_to_one_stops_all_behind_one_step_and_any_number_goes_on(config
 
 def test_a_killed_process_ends_the_run_and_a_restart_goes_on(config, one, tmp_path):
     path = tmp_path / "run"
-    given = replace(config, out=str(path), save_every=1e-9)
-    codes, said = together(3, jobs.train, given, 1, signal.SIGKILL, 12, seconds=30, TORCHELASTIC_MAX_RESTARTS=2)
+    given, store = replace(config, out=str(path), save_every=1e-9), new_store()  # it outlives the processes
+    codes, said = together(3, jobs.train, given, 1, signal.SIGKILL, 12, store=store, TORCHELASTIC_MAX_RESTARTS=2)
     assert codes == [2, -signal.SIGKILL, 2], said
     for rank in (0, 2):
         line = said[rank].strip().splitlines()[-1]
@@ -145,11 +146,12 @@ def test_a_killed_process_ends_the_run_and_a_restart_goes_on(config, one, tmp_pa
         assert "Traceback" not in said[rank]
     again = {"TORCHELASTIC_MAX_RESTARTS": 2, "TORCHELASTIC_RESTART_COUNT": 1}
     other = replace(given, lr=2e-3)
-    codes, said = together(2, jobs.train, other, **again)  # what lies there is not this command's
+    codes, said = together(2, jobs.train, other, store=store, **again)  # what lies there is not this command's
     assert codes == [2, 2]
     assert "already holds a run" in said[0]
     assert said[1] == ""
-    codes, said = together(2, jobs.train, given, **again)
+    again["TORCHELASTIC_RESTART_COUNT"] = 2
+    codes, said = together(2, jobs.train, given, store=store, **again)
     assert codes == [0, 0], said
     assert "resuming in epoch 2, after step" in said[0]
     assert_close(path, one / "plain")
@@ -180,17 +182,18 @@ def test_one_process_does_nothing(monkeypatch):
 def test_what_torchrun_says(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")  # some systems set it by itself
     assert launch() == Launch()
-    given = {"RANK": 3, "LOCAL_RANK": 1, "MASTER_ADDR": "host", "WORLD_SIZE": 4, "TORCHELASTIC_RUN_ID": "none",
-             "TORCHELASTIC_RESTART_COUNT": 2, "TORCHELASTIC_MAX_RESTARTS": 5}  # fmt: skip
+    given = {"RANK": 3, "LOCAL_RANK": 1, "MASTER_ADDR": "host", "WORLD_SIZE": 4, "GROUP_WORLD_SIZE": 2,
+             "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": 2,
+             "TORCHELASTIC_MAX_RESTARTS": 5}  # fmt: skip
     for name, value in given.items():
         monkeypatch.setenv(name, str(value))
-    assert launch() == Launch(3, 4, 1, True, 2, 5)
+    assert launch() == Launch(3, 4, 1, 2, True, 2, 5)
 
 
 def test_a_restart_needs_to_know_the_folder(config, monkeypatch):
     monkeypatch.setattr(loop, "launch", lambda: Launch(max_restarts=1))
     with pytest.raises(InputError, match="--max-restarts needs --out"):
-        loop.goes_on(config)
+        loop.goes_on(config, 0)
 
 
 def test_under_torchrun_a_signal_may_come_twice(tmp_path, monkeypatch):

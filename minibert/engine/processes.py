@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from minibert.errors import InputError, LostProcessError, Say, silent
 from minibert.launch import launch
@@ -152,6 +154,7 @@ def outcome(result: T, error: Exception | None) -> T:
     return result
 
 
+_joins = count()
 ALONE = Processes()
 _here = ALONE
 
@@ -180,7 +183,12 @@ def joined() -> Iterator[Processes]:
         torch.cuda.set_device(given.local_rank)
     try:
         if not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+            # torchrun's store outlives restarts, with addresses of processes that have gone (pytorch issue 135712), so
+            # each try has names of its own. Not on several machines: each of them counts its restarts by itself.
+            store, rank, world = next(rendezvous("env://"))
+            tries = f"minibert {given.restarts if given.machines == 1 else ''} {next(_joins)}"
+            backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+            dist.init_process_group(backend, store=dist.PrefixStore(tries, store), rank=rank, world_size=world)
         hosts = dist.new_group(backend="gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]

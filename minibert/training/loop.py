@@ -47,7 +47,7 @@ def train(config: TrainConfig, say: Say = tell, head: Head | None = None, table:
     """
     with joined() as processes:
         once, say = processes.once, processes.voice(say)
-        if once(goes_on, config):
+        if once(goes_on, config, *processes.most(launch().restarts)):
             return resume(Path(config.out), say)
         if config.out is not None:
             once(folder.check_free, config.out)  # before anything long begins
@@ -60,16 +60,18 @@ def train(config: TrainConfig, say: Say = tell, head: Head | None = None, table:
                 return fit(setup, path, None, say, obeys=not own)
 
 
-def goes_on(config: TrainConfig) -> bool:
-    """Whether torchrun has started this command anew and an earlier try has left a run to go on with.
+def goes_on(config: TrainConfig, restarts: int) -> bool:
+    """Whether torchrun has started this command anew, and an earlier try has left a run to go on with.
+
+    Args:
+        restarts: how often it has; each machine counts those that began there.
 
     Raises:
         InputError: it is to be started anew where needed, and could not know with which run to go on.
     """
-    given = launch()
-    if given.max_restarts and config.out is None:
+    if launch().max_restarts and config.out is None:
         raise InputError("--max-restarts needs --out: a process that is started anew goes on with the run there")
-    if not given.restarts or not (Path(config.out) / "config.json").is_file():
+    if not restarts or not (Path(config.out) / "config.json").is_file():
         return False
     left, _ = folder.read_run(Path(config.out))
     pairs = zip(astuple(config), astuple(left))  # of the run left, with auto and relative paths resolved
