@@ -16,7 +16,7 @@ import torch
 from minibert.checkpoint import save_pretrained
 from minibert.engine.network import Padded
 from minibert.engine.optimizer import LossScaler
-from minibert.engine.step import State, Sums, step
+from minibert.engine.step import State, Sums, classification, step
 from minibert.model import Bert, BertConfig, attend
 from minibert.training import loop
 
@@ -127,14 +127,16 @@ def without_keys(name, tensor):
     return torch.cat([query, value])
 
 
-def one_step(model, optimizer, batches, rate, clip, machine, scaler=None, network=Padded):
+def one_step(
+    model, optimizer, batches, rate, clip, machine, scaler=None, network=Padded, loss=classification
+):  # fmt: skip
     """The step that `train` takes, on a model and batches of a test's own. What it saw, and whether weights moved."""
     network = network(model.train(), machine)
     sums = Sums(optimizer.device)
     numbers = optimizer.numbers(torch.full((1000,), rate, dtype=torch.float64), torch.arange(1, 1001))
-    state = State(network, optimizer, scaler or LossScaler(False), sums, numbers, clip)
+    state = State(network, optimizer, scaler or LossScaler(False), sums, numbers, clip, loss)
     count = sum(len(batch.labels) for batch in batches)
     step(state, batches, torch.tensor(float(count)))
-    loss, correct, seen, skipped = sums.total.unbind()
+    total, correct, seen, skipped = sums.total.unbind()
     assert seen == count
-    return SimpleNamespace(loss_sum=loss, correct=correct, count=count, stepped=not skipped)
+    return SimpleNamespace(loss_sum=total, correct=correct, count=count, stepped=not skipped)

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+import train
+from minibert.training import loop
+
 
 def run(*words, check=True, **more):
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120, **more)
@@ -35,7 +38,7 @@ def test_help_does_not_wait_for_torch():
     assert "torch" not in shown.stderr
     flags = set(re.findall(r"^  (--[a-z-]+)", shown.stdout, re.MULTILINE))
     assert {"--init", "--lr", "--warmup", "--resume"} <= flags
-    assert len(flags) <= 30
+    assert len(flags) <= 45
 
 
 def test_lines_reach_a_pipe_at_once():
@@ -64,6 +67,24 @@ def test_from_training_to_the_report(tiny, texts, tmp_path):
     again = run("train.py", "--data", str(texts), "--model", str(tiny), "--out", out, check=False)
     assert again.returncode == 2
     assert "already holds a run" in again.stderr
+
+
+def test_quiet_says_the_last_lines_alone(tiny, texts, tmp_path, capsys, monkeypatch):
+    flags = ["--data", str(texts), "--model", str(tiny), "--max-examples", "20", "--batch-size", "8", "--quiet"]
+    train.main([*flags, "--out", str(tmp_path / "run"), "--epochs", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("best: epoch ")
+    assert "next: python eval.py" in " ".join(lines[1:])
+    assert not any("minibert on" in line or "epochs of" in line for line in lines)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.folder, "end", lambda *_: sys.exit(1))
+        with pytest.raises(SystemExit):
+            train.main([*flags, "--out", str(tmp_path / "stopped"), "--epochs", "1"])
+    capsys.readouterr()
+    train.main(["--resume", str(tmp_path / "stopped"), "--quiet"])
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[0].startswith("best: epoch 1, ")
+    assert not shown.err
 
 
 def test_ctrl_c_says_how_to_go_on_and_nothing_else(tiny, texts, tmp_path):

@@ -35,7 +35,7 @@ def go(one, plan, cursor, most=None):
     """Take steps from `cursor` on, `most` at most; the cursor behind the last, in a list."""
 
     def batches(chosen):
-        return [one.network.batch(one.splits[0], part) for part in cut(chosen, plan.batch_size)], len(chosen)
+        return [one.network.batch(one.splits[0], part) for part in plan.batches(chosen)], len(chosen)
 
     return list(islice(steps(one, plan, cursor, batches), most))[-1:] or [cursor]
 
@@ -49,6 +49,19 @@ def test_an_epoch_is_all_examples_once_in_an_order_of_its_own():
     assert first == PLAN.rows(1)
     assert replace(PLAN, order=4).rows(1) != first
     assert replace(PLAN, dropout=4).rows(1) == first
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+@pytest.mark.parametrize("examples", [1, 2, 12, 13, 14, 16, 19])
+def test_no_forward_pass_is_smaller_than_the_least(examples, accumulate):
+    plan = replace(PLAN, examples=examples, batch_size=3, accumulate=accumulate, least=2)
+    rows = plan.rows(1)
+    assert len(rows) == plan.steps
+    assert sorted(i for chosen in rows for i in chosen) == list(range(examples))
+    batches = [part for chosen in rows for part in plan.batches(chosen)]
+    assert [i for part in batches for i in part] == [i for chosen in rows for i in chosen]
+    assert {len(part) for part in batches} <= {2, 3, 4} or examples == 1
+    assert replace(plan, least=1).rows(1) == cut([i for chosen in rows for i in chosen], plan.size)
 
 
 def test_every_step_has_random_numbers_of_its_own():

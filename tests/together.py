@@ -127,7 +127,7 @@ def checks(processes, config):
         (lambda: processes.alike(rank == 1, "numbers"), "processes . and . have different numbers; start all of them"),
         (lambda: processes.once(refuse, f"by {rank}"), "by 0"),
         (lambda: processes.each(refuse_in_last, processes), f"by {world - 1}"),
-        (lambda: prepare(config, str, head=torch.nn.BatchNorm1d(24)), "BatchNorm sees the examples of one process"),
+        (lambda: loop.plan_of(prepare(config, str, head=torch.nn.BatchNorm1d(24))), "BatchNorm, .* in one process"),
     ):
         if world > 1:
             with pytest.raises(InputError, match=message):

@@ -244,9 +244,13 @@ class Encoding:
         cells = f" of {self.bins ** len(self.places):,} cells" if self.kind == "grid" else ""
         return f"{','.join(self.names)} as {self.kind}{cells}, {self.steps} steps"
 
+    def numbers(self, windows: np.ndarray) -> np.ndarray:
+        """(n, steps, channels) -> (n, self.steps, C), in the units of the data: what is written as text."""
+        return shorten(windows[:, :, self.places].astype(np.float64), self.steps)
+
     def texts(self, windows: np.ndarray) -> list[str]:
         """(n, steps, channels) -> n texts."""
-        x = shorten(windows[:, :, self.places].astype(np.float64), self.steps)  # (n, self.steps, C)
+        x = self.numbers(windows)
         if self.kind == "decimals":
             # As many decimals as tell about a hundredth of the range apart.
             span = self.ranges[:, 1] - self.ranges[:, 0]

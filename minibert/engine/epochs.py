@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ class Plan:
         examples: how many there are; batch_size: of a forward pass; accumulate: forward passes a step.
         order, dropout: seeds.
         purpose: keeps the random streams of different trainings apart.
+        least: examples that a forward pass needs; a last batch of fewer joins the one before.
     """
 
     examples: int
@@ -44,6 +44,7 @@ class Plan:
     order: int = 0
     dropout: int = 0
     purpose: str = ""
+    least: int = 1
 
     @property
     def size(self) -> int:
@@ -53,12 +54,17 @@ class Plan:
     @property
     def steps(self) -> int:
         """Of an epoch."""
-        return math.ceil(self.examples / self.size)
+        whole, rest = divmod(self.examples, self.size)
+        return max(1, whole + (rest >= self.least))
 
     def rows(self, epoch: int) -> list[list[int]]:
         """The examples of each step."""
         generator = torch.Generator().manual_seed(derive(self.order, f"{self.purpose}order", epoch))
-        return cut(torch.randperm(self.examples, generator=generator).tolist(), self.size)
+        return cut(torch.randperm(self.examples, generator=generator).tolist(), self.size, self.least)
+
+    def batches(self, chosen: Sequence[int]) -> list[Sequence[int]]:
+        """The examples of each forward pass of a step."""
+        return cut(chosen, self.batch_size, self.least)
 
     def seed(self, cursor: Cursor, rank: int = 0) -> int:
         """Of all that is drawn in a step by a process: dropout, and which words are masked."""

@@ -21,11 +21,27 @@ Loss = Callable[[Network, Any], tuple[Tensor, Tensor]]  # a batch -> the sum of 
 Reduce = Callable[[Sequence[Tensor]], Sequence[Tensor]]  # the sum of each tensor over all processes
 
 
-def classification(network: Network, batch: Any) -> tuple[Tensor, Tensor]:
-    """The cross-entropy of the logits, added up over the examples, and how many answers were right."""
+def classification(
+    network: Network, batch: Any, weight: Tensor | None = None, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The cross-entropy of the logits, added up over the examples, and how many answers were right.
+
+    Args:
+        weight, label_smoothing: as torch's cross_entropy takes them; (C,), and a number from 0 to 1.
+    """
     logits = network(batch)[0].float()
     right = (logits.detach().argmax(dim=1) == batch.labels).sum()
-    return F.cross_entropy(logits, batch.labels, reduction="sum"), right
+    return F.cross_entropy(logits, batch.labels, weight, reduction="sum", label_smoothing=label_smoothing), right
+
+
+def balanced(labels: Tensor, classes: int) -> Tensor:
+    """(C,) weights n / (C n_c), by which all classes count the same (King and Zeng 2001; scikit-learn's "balanced").
+
+    Their mean over all n examples is 1, so a step goes on dividing by its number of examples. torch's mean divides by
+    the batch's sum of weights: in a batch of one class, or of one example, nothing is left of them then.
+    """
+    counts = torch.bincount(labels, minlength=classes).double()
+    return (len(labels) / (classes * counts)).float()
 
 
 def alone(tensors: Sequence[Tensor]) -> Sequence[Tensor]:

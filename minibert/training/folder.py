@@ -3,14 +3,16 @@
 config.json     every setting, the checkpoint's name and hash, the data's hash, versions, git commit
 manifest.json   where each tensor's start came from
 metrics.jsonl   one object an epoch
+events.out...   with --tensorboard: the same figures
 start.json      with --layers: what its rows have as `parts`, before the first step
-model/          the best epoch so far, under published names, with tokenizer and label names
-state/          what --resume needs, until the run has ended
+model/          the best epoch so far, under published names, with tokenizer and label names; not with --no-save
+state/          what --resume needs, until the run has ended; not with --no-save
 """
 
 from __future__ import annotations
 
 import json
+import math
 import platform
 import shutil
 import subprocess
@@ -25,11 +27,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minibert.checkpoint import has_own_head
 from minibert.config import TrainConfig
 from minibert.engine.epochs import Cursor
 from minibert.errors import InputError
 from minibert.files import read_json, replace_file, write_json
+from minibert.heads import HEADS
 from minibert.setup import Setup
 from minibert.verdict import streak
 
@@ -74,15 +76,16 @@ def new_folder(out: str | None, init: str) -> Path:
 
 def begin(path: Path, setup: Setup) -> None:
     """Fill the folder of a new run with all that it starts from."""
-    (path / "model").mkdir()
-    setup.tokenizer.save(path / "model")
+    if setup.config.save:
+        (path / "model").mkdir()
+        setup.tokenizer.save(path / "model")
     write_json(path / "manifest.json", setup.manifest)
     versions = {name: installed(name) for name in ("minibert", "torch", "tokenizers", "safetensors", "numpy")}
     source, data = setup.source, setup.data
     content = {
         "settings": asdict(setup.config),
         "checkpoint": {"name": source.name, "sha256": source.sha256},
-        "head": type(setup.model.head).__name__ if has_own_head(setup.model) else None,
+        "head": None if type(setup.model.head) in HEADS.values() else type(setup.model.head).__name__,
         "dataset": {
             "summary": data.summary, "sha256": data.sha256, "labels": data.labels, "pairs": data.pairs,
             "encoding": None if data.encoding is None else data.encoding.to_dict(),
@@ -99,8 +102,8 @@ def begin(path: Path, setup: Setup) -> None:
 
 def end(path: Path, history: list[dict[str, Any]]) -> None:
     """Mark the run as ended, and drop the state, which is as large as the model three times."""
-    _, content = read_run(path)
-    last, best = history[-1], best_of(history)
+    config, content = read_run(path)
+    last, best = history[-1], best_of(history, config.select)
     ended = {"best_epoch": best["epoch"], "val_accuracy": best["val_accuracy"], "val_majority": last["val_majority"],
              "verdict": last["verdict"]["name"], "collapsed_since": (streak(history) or [None])[0],
              "seconds": sum(row["seconds"] for row in history)}  # fmt: skip
@@ -108,9 +111,15 @@ def end(path: Path, history: list[dict[str, Any]]) -> None:
     shutil.rmtree(path / "state", ignore_errors=True)
 
 
-def best_of(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """The row of the best epoch by validation accuracy; of equal ones, the earliest."""
-    return max(history, key=lambda row: (row["val_accuracy"], -row["epoch"]))
+# What an epoch can be chosen by: its field in a row of metrics.jsonl, and whether more of it is better.
+FIGURES = {"accuracy": ("val_accuracy", 1), "loss": ("val_loss", -1), "macro-f1": ("val_macro_f1", 1)}
+
+
+def best_of(history: list[dict[str, Any]], select: str) -> dict[str, Any]:
+    """The row of the best epoch by the validation figure that `--select` names; of equal ones, the earliest."""
+    field, sign = FIGURES[select]
+    # max gives the first of equals, and nothing is greater than NaN
+    return max(history, key=lambda row: -math.inf if math.isnan(row[field]) else sign * row[field])
 
 
 # What is read of a run's config.json besides its settings: (in it, fields that must be there, their type)

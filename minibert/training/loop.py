@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from minibert import checkpoint
 from minibert.config import TrainConfig
-from minibert.data.batches import cut
 from minibert.data.table import Table
 from minibert.engine import Engine, assemble
 from minibert.engine.epochs import Batches, Cursor, Plan, Watch, own_random_numbers, steps
 from minibert.engine.network import twin
 from minibert.engine.optimizer import Schedule, warmup_steps
 from minibert.engine.processes import Processes, here, joined
+from minibert.engine.step import Loss, balanced, classification
 from minibert.errors import InputError, LostProcessError, Say, Stopped
 from minibert.evaluation import predict, report
 from minibert.files import locked, write_json
@@ -28,6 +31,7 @@ from minibert.lines import tell
 from minibert.progress import Progress
 from minibert.setup import Head, Setup, prepare
 from minibert.training import folder
+from minibert.training.board import Board
 from minibert.training.keeper import Keeper, how_to_go_on
 from minibert.training.screen import HEADER, closing, opening, row_lines
 from minibert.verdict import in_words, streak
@@ -52,12 +56,13 @@ def train(config: TrainConfig, say: Say = tell, head: Head | None = None, table:
         if config.out is not None:
             once(folder.check_free, config.out)  # before anything long begins
         setup = prepare(config, say, head, table)
+        plan_of(setup)  # what it refuses leaves no folder
         path = once(folder.new_folder, config.out, config.init)
         once(folder.begin, path, setup)
         with holding(path, processes):
-            own = head is not None or table is not None
-            with nullcontext() if own else stoppable(path):
-                return fit(setup, path, None, say, obeys=not own)
+            can_go_on = config.save and head is None and table is None
+            with stoppable(path) if can_go_on else nullcontext():
+                return fit(setup, path, None, say, obeys=can_go_on)
 
 
 def goes_on(config: TrainConfig, restarts: int) -> bool:
@@ -93,6 +98,8 @@ def resume(path: Path, say: Say = tell) -> Path:
 def go_on(path: Path, say: Say) -> Path:
     """`resume`, where nobody else is at the run."""
     config, content = here().once(folder.read_run, path)
+    if not config.save:
+        raise InputError(f"{path} was trained with --no-save, so there is nothing to go on from; start it anew")
     if "ended" in content:
         raise InputError(f"{path} has ended: python eval.py {path} reports on it")
     if content.get("head"):
@@ -152,9 +159,20 @@ def stoppable(path: Path) -> Iterator[None]:
         raise LostProcessError(f"{error}; {how_to_go_on(path)} goes on from its last snapshot") from None
 
 
-def plan_of(config: TrainConfig, examples: int) -> Plan:
-    seeds = config.seeds
-    return Plan(examples, config.epochs, config.batch_size, config.accumulate, seeds.order, seeds.dropout)
+def plan_of(setup: Setup) -> Plan:
+    """
+    Raises:
+        InputError: batches of one example, and BatchNorm in the head, which has no variance of one to divide by; or
+            several processes, of which it would see one's examples alone.
+    """
+    config, examples, seeds = setup.config, len(setup.data.train), setup.config.seeds
+    least = 2 if any(isinstance(part, _BatchNorm) for part in setup.model.head.modules()) else 1
+    if least > 1 and setup.machine.processes.world > 1:
+        raise InputError("BatchNorm, which is in this head, needs all of a batch in one process; take LayerNorm")
+    if min(examples, config.batch_size) < least:
+        raise InputError(f"--batch-size {config.batch_size}, {examples:,} examples: BatchNorm, which is in this head,"
+                         " needs at least 2 in a batch")  # fmt: skip
+    return Plan(examples, config.epochs, config.batch_size, config.accumulate, seeds.order, seeds.dropout, least=least)
 
 
 def engine_of(setup: Setup, plan: Plan, say: Say) -> Engine:
@@ -162,17 +180,25 @@ def engine_of(setup: Setup, plan: Plan, say: Say) -> Engine:
     return assemble(
         setup.model, [setup.data.train, setup.data.val], setup.machine,
         Schedule(config.lr, total, warmup_steps(config.warmup, total)), accumulate=config.accumulate,
-        weight_decay=config.weight_decay, bias_correction=config.bias_correction, clip=config.clip, say=say,
+        weight_decay=config.weight_decay, bias_correction=config.bias_correction, clip=config.clip,
+        loss=loss_of(setup), say=say,
     )  # fmt: skip
+
+
+def loss_of(setup: Setup) -> Loss:
+    """What training makes small; validation and reports have the plain cross-entropy whatever the settings."""
+    config, data = setup.config, setup.data
+    weight = None
+    if config.class_weights == "balanced":
+        weight = balanced(torch.from_numpy(data.train.labels), len(data.labels)).to(setup.machine.device)
+    return partial(classification, weight=weight, label_smoothing=config.label_smoothing)
 
 
 def batches_of(engine: Engine, plan: Plan) -> Batches:
     """The batches of a step, from the training split; of several processes, this one's share of its examples."""
-    processes = engine.machine.processes
-    size = math.ceil(plan.batch_size / processes.world)
 
     def batches(chosen: Sequence[int]) -> tuple[Sequence[Any], int]:
-        parts = cut(processes.share(chosen), size)
+        parts = plan.batches(engine.machine.processes.share(chosen))
         return [engine.network.batch(engine.splits[0], part) for part in parts], len(chosen)
 
     return batches
@@ -184,8 +210,8 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obe
     Args:
         obeys: whether a signal ends the run in order, saved behind a step.
     """
-    config, data, once = setup.config, setup.data, setup.machine.processes.once
-    plan = plan_of(config, len(data.train))
+    config, data, processes = setup.config, setup.data, setup.machine.processes
+    plan, once = plan_of(setup), processes.once
     history: list[dict[str, Any]] = []
     cursor, seconds = Cursor(), 0.0
     if state is not None:
@@ -193,7 +219,8 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obe
         once(folder.write_history, path, history)  # a kill may have come between the state and the row
         where = f"in epoch {cursor.epoch}, after step {cursor.step:,} of {plan.steps:,}"
         say(f"resuming {where if cursor.step else f'after epoch {cursor.epoch - 1} of {config.epochs}'}")
-    keeper = Keeper(path, config.save_every, obeys)
+    board = Board(path, history) if config.tensorboard and not processes.rank else None
+    keeper = Keeper(path, config.save_every if config.save else 0, obeys)
     if cursor.epoch <= config.epochs:
         engine = engine_of(setup, plan, say)
         if state is not None:
@@ -211,19 +238,27 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obe
         if 0 < config.stop_on_collapse <= len(streak(history)):  # before an epoch: a resumed run asks, too
             say(f"stopping: --stop-on-collapse {config.stop_on_collapse}, {in_words(history)}")
             break
+        best = folder.best_of(history, config.select)["epoch"] if history else 0
+        if 0 < config.early_stopping <= len(history) - best:
+            say(f"stopping: --early-stopping {config.early_stopping}, no better {config.select} since epoch {best}")
+            break
         row = once(dict, one_epoch(engine, setup, plan, cursor, path, history, keeper, seconds))
-        best = all(row["val_accuracy"] > earlier["val_accuracy"] for earlier in history)  # ties: the earlier
         history, cursor, seconds = [*history, row], Cursor(cursor.epoch + 1), 0.0
         # In this order a kill at any moment loses the epoch at most, and the next try comes to the same result.
-        if best:
-            once(lambda: checkpoint.save_pretrained(engine.model(), path / "model", data.labels))
-        tensors = engine.state_dict() if cursor.epoch <= config.epochs else {}  # behind the last, nothing needs them
-        once(folder.save_state, path, folder.SavedState(tensors, history, cursor))
+        if config.save:
+            if folder.best_of(history, config.select) is row:
+                once(lambda: checkpoint.save_pretrained(engine.model(), path / "model", data.labels))
+            tensors = engine.state_dict() if cursor.epoch <= config.epochs else {}  # behind the last, nobody needs them
+            once(folder.save_state, path, folder.SavedState(tensors, history, cursor))
         once(folder.append_row, path, row)
+        if board is not None:
+            board.add(row)
         for line in row_lines(history):
             say(line)
+    if board is not None:
+        board.close()
     once(folder.end, path, history)
-    for line in closing(history, config.bias_correction, path):
+    for line in closing(history, config, path):
         say(line)
     return path
 
@@ -276,7 +311,7 @@ def one_epoch(
     taken = int(engine.state.optimizer.steps)
     return {
         "epoch": cursor.epoch, "train_loss": seen.loss, "train_accuracy": seen.accuracy, "val_loss": val["loss"],
-        "val_accuracy": val["accuracy"],
+        "val_accuracy": val["accuracy"], "val_macro_f1": val["macro_f1"],
         "lr": engine.schedule.rate(max(0, taken - 1)),
         "seconds": seconds, "examples_per_second": plan.examples / seconds, "step": taken,
         "skipped_steps": seen.skipped, "val_majority": val["majority"], "verdict": val["verdict"],

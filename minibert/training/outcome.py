@@ -40,6 +40,8 @@ def load_run(path: Path, head: Head | None = None) -> Saved:
         InputError: not a run, no epoch of it has ended, its weights were dropped, or `head` is missing or another.
     """
     config, content = read_run(path)
+    if not config.save:
+        raise InputError(f"{path} was trained with --no-save, so it has no model; metrics.jsonl has its figures")
     if (path / "outcome.json").is_file() and not (path / "model" / "model.safetensors").is_file():
         raise InputError(f"{path} was scored and its weights were dropped; outcome.json and predictions.csv have what"
                          " came of it, ablate --keep-weights keeps the weights, too")  # fmt: skip
