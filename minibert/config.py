@@ -72,6 +72,9 @@ class TrainConfig:
     )  # fmt: skip
     label_smoothing: float = setting(0.0, "training", "part of each target that is spread over all classes, below 1")
     bias_correction: bool = setting(True, "training", "Adam's; without it, as the first BERT code, steps start larger")
+    on_nonfinite: str = setting(
+        "stop", "training", "at a gradient that is not finite: stop, or skip its step; skip:N: N in a row at most (10)"
+    )
     select: str = setting("accuracy", "training", "the validation figure whose best epoch is kept", choices=SELECTIONS)
     early_stopping: int = setting(0, "training", "end after so many epochs without a better one; 0: never")
     stop_on_collapse: int = setting(0, "training", "end after this many collapsed epochs in a row; 0: never")
@@ -118,7 +121,7 @@ class TrainConfig:
         check(self, "label_smoothing", is_number(smoothing) and 0 <= smoothing < 1, "a number from 0 to below 1")
         check(self, "save_every", is_number(self.save_every) and self.save_every >= 0, "minutes, at least 0")
         check(self, "clip", is_number(clip) and clip >= 0, "a norm above 0, or 0 for none")
-        _ = self.rates, self.seeds  # read now, so that what is wrong in them is refused now
+        _ = self.rates, self.patience, self.seeds  # read now, so that what is wrong in them is refused now
 
     @cached_property
     def rates(self) -> tuple[float, float, float]:
@@ -130,6 +133,14 @@ class TrainConfig:
         good = len(rates) in (1, 3) and all(0 <= rate < 1 for rate in rates)
         check(self, "dropout", good, "one rate or HIDDEN,ATTENTION,HEAD, each at least 0 and below 1")
         return tuple(rates * 3)[:3]  # type: ignore[return-value]
+
+    @cached_property
+    def patience(self) -> int:
+        """Steps in a row whose gradient may be not finite."""
+        word, colon, number = self.on_nonfinite.partition(":")
+        good = self.on_nonfinite in ("stop", "skip") or (word == "skip" and number.isdecimal() and int(number) > 0)
+        check(self, "on_nonfinite", good, "stop, skip, or skip:N with a whole number N from 1")
+        return int(number) if colon else {"stop": 0, "skip": 10}[word]
 
     @cached_property
     def seeds(self) -> Seeds:

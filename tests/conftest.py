@@ -7,11 +7,11 @@ import string
 import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from runs import ROOT, flags, obey  # noqa: F401  fixtures
 
 from minibert.checkpoint import save_pretrained
 from minibert.engine.network import Padded
@@ -20,7 +20,6 @@ from minibert.engine.step import State, Sums, classification, step
 from minibert.model import Bert, BertConfig, attend
 from minibert.training import loop
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # train.py and eval.py
 
 # Tiny models gain nothing from threads, and lose much where the cores are busy.
@@ -104,7 +103,7 @@ def recording(monkeypatch, change=lambda engine: engine):
             optimizer, sums = engine.state.optimizer, engine.state.sums
             before, taken = sums.total.clone(), int(optimizer.steps)
             engine.step(batches, count)
-            loss, _, examples, _ = (sums.total - before).tolist()
+            loss, _, examples, *_ = (sums.total - before).tolist()
             seen.append(
                 SimpleNamespace(
                     loss=loss / examples, rate=engine.schedule.rate(taken), stepped=int(optimizer.steps) > taken

@@ -83,7 +83,6 @@ def test_the_forest_reads_the_numbers_of_windows(windows, monkeypatch):
     np.testing.assert_allclose(seen[0], means.reshape(len(rows), 10), rtol=1e-6)
     part = result["test"]
     assert part["baseline"]["accuracy"] > 0.9 > part["bert"]["accuracy"]
-    assert np.isfinite(part["baseline"]["loss"])  # also where a tree is sure and wrong
     low, high = part["difference"]["interval"]
     assert low < part["difference"]["value"] < high
     text = format_baseline(result, reports)
@@ -97,6 +96,14 @@ def test_words_of_windows_are_those_that_bert_reads(windows):
     result = baseline(windows, "words", predictions)
     assert result["description"] == "logistic regression on word counts"
     assert result["test"]["baseline"]["accuracy"] > 0.8
+
+
+def test_a_baseline_that_is_sure_and_wrong_has_a_finite_loss(texts, monkeypatch):
+    from sklearn.linear_model import LogisticRegression
+
+    monkeypatch.setattr(LogisticRegression, "predict_proba", lambda self, x: np.tile([1.0, 0.0], (x.shape[0], 1)))
+    result = baseline(texts, "words", evaluate_run(texts)[1])
+    assert 1 < result["test"]["baseline"]["loss"] < 50
 
 
 def test_the_command(texts, capsys):

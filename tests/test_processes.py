@@ -126,7 +126,7 @@ def test_a_signal_to_one_stops_all_behind_one_step_and_any_number_goes_on(config
 
         patch.setattr(loop.Keeper, "look", look)
         with pytest.raises(Stopped):
-            loop.resume(path, printed.append)
+            loop.resume(path, printed.append, force=True)
     assert any("2 processes, gloo" in line and "last bits may differ" in line for line in printed)
     codes, said = together(3, jobs.resume, path)
     assert codes == [0] * 3, said
@@ -165,6 +165,14 @@ def test_a_refusal_is_one_line_of_the_first(tmp_path):
     assert said[1] == ""
     codes, said = together(2, jobs.command, "--lr", "7")
     assert [text.count("--lr 7.0: it must be") for text in said] == [1, 0]
+
+
+def test_a_gradient_that_is_not_finite_ends_all_at_one_step(config, tmp_path):
+    codes, said = together(2, jobs.overflow, replace(config, out=str(tmp_path / "run")), 1)
+    assert codes == [2, 2]
+    assert "the gradient is not finite at step 1 " in said[0]
+    assert ": the gradient of head.linear.weight was so first; rows " in said[0]
+    assert said[1] == ""
 
 
 def test_one_process_does_nothing(monkeypatch):

@@ -89,7 +89,7 @@ def compare(folder, configs):
         engines.append(engine)
 
         def step(batches, count):
-            before = engine.sums()
+            before = engine.sums().clone()
             seen["empty"] += not batches
             seen["seed"] = torch.initial_seed()
             engine.step(batches, count)
@@ -169,4 +169,18 @@ def command(*arguments):
 
 
 def resume(path):
-    loop.resume(path)
+    loop.resume(path, force=True)
+
+
+def overflow(config, rank):
+    """Train where the gradient of one process is infinite."""
+    real = loop.engine_of
+
+    def engine_of(setup, *rest):
+        engine = real(setup, *rest)
+        if here().rank == rank:
+            engine.trained.head.linear.weight.register_hook(lambda gradient: gradient * torch.inf)
+        return engine
+
+    loop.engine_of = engine_of
+    loop.train(config)

@@ -106,8 +106,9 @@ def table_of_arrays(name: str, where: str, digest: str, arrays: dict[str, np.nda
                 f"{where}: {array} has shape {arrays[array].shape}; with {len(windows)} windows it must be"
                 f" ({len(windows)},)"
             )
-    if any(str(label).strip() in ("", "nan") for label in y):
-        raise InputError(f"{where}: y has an empty label or NaN in it; fill it or drop the window")
+    for array in ("y", "group", "split"):
+        if any(str(name).strip() in ("", "nan") for name in arrays.get(array, [])):
+            raise InputError(f"{where}: {array} has an empty name or NaN in it; fill it or drop the window")
     return Table(
         name=name,
         labels=[str(label) for label in y],

@@ -51,7 +51,8 @@ class Engine:
 
     def sums(self) -> Tensor:
         """Of all processes. All of them ask."""
-        return self.state.sums.over(self.machine.processes.add)
+        processes, sums = self.machine.processes, self.state.sums
+        return sums.over(processes.add) if processes.world > 1 else sums.total
 
     def model(self) -> BertClassifier:
         """The model as it is now, with all its words."""
@@ -69,6 +70,7 @@ class Engine:
         """
         Raises:
             KeyError: a tensor of `state_dict` is missing.
+            RuntimeError: one has another shape.
         """
         optimizer = self.state.optimizer
         for name, tensor in self.trained.state_dict().items():

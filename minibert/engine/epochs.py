@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from minibert.data.batches import cut
 from minibert.engine import Engine
@@ -96,29 +95,50 @@ class Watch:
 
     Reading waits for the device, so it is done at each step where the device is the host, else at each second or so, of
     all processes at the same step: what ends one ends all.
+
+    Args:
+        unusable: how many steps back the first one may lie that could not be used, from 1 -> what to raise.
+        patience: so many of them in a row are passed over.
+
+    Attributes:
+        in_a_row: of the last steps, those whose gradients were not finite, where a smaller loss scale cannot mend that.
+        seen: what was read last.
     """
 
-    def __init__(self, engine: Engine, unusable: Callable[[int], InputError]) -> None:
-        self.engine, self.unusable = engine, unusable
+    def __init__(self, engine: Engine, unusable: Callable[[int], InputError], patience: int = 0) -> None:
+        self.engine, self.unusable, self.patience = engine, unusable, patience
         self.at_once = engine.machine.device.type == "cpu"
         self.looked = time.monotonic()
+        self.steps = self.in_a_row = self.lost = 0
+        self.expected: int | None = None
+        self.seen = engine.state.sums.read()
+        self.skipped = self.seen.skipped
 
-    def look(self) -> None:
+    def look(self, expected: int | None = None) -> None:
+        """Behind each step.
+
+        Args:
+            expected: what the sums have counted by now, if every loss was finite.
+        """
+        self.steps, self.expected = self.steps + 1, expected
         if self.at_once or any(self.engine.machine.processes.most(time.monotonic() - self.looked > 1)):
             self.read()
 
-    def read(self, total: Tensor | None = None) -> Seen:
-        """The sums of the epoch so far.
-
-        Args:
-            total: those of all processes; None: of this one.
+    def read(self) -> Seen:
+        """The sums of the epoch so far, of all processes. All of them ask.
 
         Raises:
-            InputError: what `unusable` makes of the number of a step whose gradients were not finite, where a smaller
-                loss scale cannot mend that.
+            InputError: what `unusable` makes of it.
         """
         self.looked = time.monotonic()
-        seen = self.engine.state.sums.read(total)
-        if seen.skipped and self.engine.state.scaler.spent:
-            raise self.unusable(int(self.engine.state.optimizer.steps) + 1)
+        self.looked = time.monotonic()
+        seen = self.seen = self.engine.state.sums.read(self.engine.sums())
+        steps, bad = self.steps, seen.skipped - self.skipped
+        lost = 0 if self.expected is None else self.expected - seen.count
+        hopeless = bad > 0 and (lost > self.lost or self.engine.state.scaler.spent)
+        if steps:
+            self.in_a_row = self.in_a_row + bad if hopeless and bad == steps else 0
+        self.steps, self.skipped, self.lost = 0, seen.skipped, lost
+        if hopeless and (not self.patience or self.in_a_row > self.patience):
+            raise self.unusable(steps)
         return seen

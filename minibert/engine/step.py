@@ -65,7 +65,9 @@ class Sums:
         self.total = torch.zeros(4, dtype=torch.float64, device=device)
 
     def add(self, loss: Tensor, right: Tensor, count: Tensor) -> None:
-        self.total[:3] += torch.stack([loss.double(), right.double(), count.double()])
+        """Of each batch. One whose loss is not finite is left out: it would hide all others."""
+        seen = torch.stack([loss.double(), right.double(), count.double()])
+        self.total[:3] += torch.where(loss.isfinite(), seen, 0.0)
 
     def skip(self, finite: Tensor) -> None:
         """Of each step, whether its gradients were finite."""

@@ -11,6 +11,7 @@ state/          what --resume needs, until the run has ended; not with --no-save
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import platform
@@ -20,6 +21,7 @@ from dataclasses import asdict, astuple
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import torch
@@ -29,8 +31,9 @@ from torch import Tensor
 
 from minibert.config import TrainConfig
 from minibert.engine.epochs import Cursor
+from minibert.engine.machine import processor
 from minibert.errors import InputError
-from minibert.files import read_json, replace_file, write_json
+from minibert.files import flush_folder, is_leftover, read_json, replace_file, sha256, write_json
 from minibert.heads import HEADS
 from minibert.setup import Setup
 from minibert.verdict import streak
@@ -44,9 +47,9 @@ def check_free(out: str) -> None:
     path = Path(out)
     if path.exists() and not path.is_dir():
         raise InputError(f"--out {path} is a file; name a folder")
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and any(part.name != "lock" and not is_leftover(part) for part in path.iterdir()):
         if (path / "config.json").exists():
-            raise InputError(f"--out {path} already holds a run; choose another folder, or --resume {path}")
+            raise InputError(f"--out {path} already holds a run; choose another folder, or --resume {quote(str(path))}")
         raise InputError(f"--out {path} already holds other files; choose another folder")
 
 
@@ -75,16 +78,21 @@ def new_folder(out: str | None, init: str) -> Path:
 
 
 def begin(path: Path, setup: Setup) -> None:
-    """Fill the folder of a new run with all that it starts from."""
-    if setup.config.save:
-        (path / "model").mkdir()
-        setup.tokenizer.save(path / "model")
-    write_json(path / "manifest.json", setup.manifest)
+    """Fill the folder of a new run with all that it starts from. config.json comes first: with it the folder is a run,
+    and what a kill leaves out behind it, `complete` makes good when the run goes on.
+    """
+    write_json(path / "config.json", content_of(setup))
+    complete(path, setup)
+
+
+def content_of(setup: Setup) -> dict[str, Any]:
+    """A run's config.json at its start."""
     versions = {name: installed(name) for name in ("minibert", "torch", "tokenizers", "safetensors", "numpy")}
     source, data = setup.source, setup.data
-    content = {
+    return {
         "settings": asdict(setup.config),
-        "checkpoint": {"name": source.name, "sha256": source.sha256},
+        "checkpoint": {"name": source.name, "sha256": source.sha256, "files": source.files},
+        "tokenizer": hashlib.sha256(setup.tokenizer.content()).hexdigest(),  # of model/tokenizer.json
         "head": None if type(setup.model.head) in HEADS.values() else type(setup.model.head).__name__,
         "dataset": {
             "summary": data.summary, "sha256": data.sha256, "labels": data.labels, "pairs": data.pairs,
@@ -92,12 +100,51 @@ def begin(path: Path, setup: Setup) -> None:
             "sizes": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
         },
         "device": setup.machine.describe(),
+        "processor": processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "precision": setup.machine.name,
         "versions": {"python": platform.python_version(), **versions},
         "git_commit": git_commit(),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
     }  # fmt: skip
-    write_json(path / "config.json", content)
+
+
+def around(content: dict[str, Any]) -> dict[str, str]:
+    """What moves a run's last bits though its settings stay, as its config.json has it. Older runs noted less."""
+    noted = {name: content.get(name) for name in ("device", "processor", "instructions")}
+    noted |= {name: content.get("versions", {}).get(name) for name in ("torch", "minibert")}
+    return {name: value for name, value in noted.items() if value is not None}
+
+
+def own_tokenizer(path: Path, content: dict[str, Any]) -> bool:
+    """Whether model/tokenizer.json is the one that the run was begun with; of older runs, whether there is one."""
+    file_path = path / "model" / "tokenizer.json"
+    return file_path.is_file() and content.get("tokenizer") in (None, sha256(file_path))
+
+
+def has_model(path: Path) -> bool:
+    return all((path / "model" / name).is_file() for name in ("config.json", "model.safetensors"))
+
+
+def check_there(path: Path) -> None:
+    """
+    Raises:
+        InputError: somebody took the folder of a run away while it was at work.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path} is gone: deleted or moved while the run was at work; start it anew")
+
+
+def complete(path: Path, setup: Setup) -> None:
+    """Write what stands beside config.json from a run's start on, as far as it is not there, or not as it was."""
+    if not (path / "manifest.json").is_file():
+        write_json(path / "manifest.json", setup.manifest)
+    for part in ("model", "state") if setup.config.save else ():
+        (path / part).mkdir(exist_ok=True)
+    if setup.config.save and not own_tokenizer(path, read_json(path / "config.json")):
+        setup.tokenizer.save(path / "model")
+    for folder in (path, path.parent):
+        flush_folder(folder)
 
 
 def end(path: Path, history: list[dict[str, Any]]) -> None:
@@ -108,7 +155,20 @@ def end(path: Path, history: list[dict[str, Any]]) -> None:
              "verdict": last["verdict"]["name"], "collapsed_since": (streak(history) or [None])[0],
              "seconds": sum(row["seconds"] for row in history)}  # fmt: skip
     write_json(path / "config.json", content | {"ended": ended})
+    clear(path)
+
+
+def clear(path: Path) -> None:
+    """Take away what only a run that goes on needs."""
     shutil.rmtree(path / "state", ignore_errors=True)
+    sweep(path)
+
+
+def sweep(path: Path) -> None:
+    """Take away what kills left. Only for who holds the run."""
+    for part in [*path.glob(".*"), *path.glob("*/.*")]:
+        if is_leftover(part):
+            part.unlink(missing_ok=True)
 
 
 # What an epoch can be chosen by: its field in a row of metrics.jsonl, and whether more of it is better.
@@ -150,7 +210,7 @@ def read_run(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
     with open(path / "metrics.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
 def write_history(path: Path, history: list[dict[str, Any]]) -> None:

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import astuple
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from minibert import checkpoint
+from minibert import checkpoint, sources
 from minibert.config import TrainConfig
 from minibert.data.table import Table
 from minibert.engine import Engine, assemble
+from minibert.engine.culprit import NORM, first_not_finite
 from minibert.engine.epochs import Batches, Cursor, Plan, Watch, own_random_numbers, steps
 from minibert.engine.network import twin
 from minibert.engine.optimizer import Schedule, warmup_steps
-from minibert.engine.processes import Processes, here, joined
+from minibert.engine.processes import Processes, joined
 from minibert.engine.step import Loss, balanced, classification
-from minibert.errors import InputError, LostProcessError, Say, Stopped
+from minibert.errors import InputError, LostProcessError, OwnError, Say, Stopped, is_out_of_memory
 from minibert.evaluation import predict, report
 from minibert.files import locked, write_json
 from minibert.inside import INPUTS, choose, look
@@ -30,6 +34,7 @@ from minibert.launch import launch
 from minibert.lines import tell
 from minibert.progress import Progress
 from minibert.setup import Head, Setup, prepare
+from minibert.tokenizer import Tokenizer
 from minibert.training import folder
 from minibert.training.board import Board
 from minibert.training.keeper import Keeper, how_to_go_on
@@ -52,16 +57,17 @@ def train(config: TrainConfig, say: Say = tell, head: Head | None = None, table:
     with joined() as processes:
         once, say = processes.once, processes.voice(say)
         if once(goes_on, config, *processes.most(launch().restarts)):
-            return resume(Path(config.out), say)
+            return resume(Path(config.out), say, force=True)
         if config.out is not None:
             once(folder.check_free, config.out)  # before anything long begins
         setup = prepare(config, say, head, table)
         plan_of(setup)  # what it refuses leaves no folder
         path = once(folder.new_folder, config.out, config.init)
-        once(folder.begin, path, setup)
         with holding(path, processes):
+            once(folder.check_free, str(path))  # another process may have been quicker
             can_go_on = config.save and head is None and table is None
-            with stoppable(path) if can_go_on else nullcontext():
+            with stoppable(path) if can_go_on else nullcontext(), within_memory(setup):
+                once(folder.begin, path, setup)
                 return fit(setup, path, None, say, obeys=can_go_on)
 
 
@@ -83,41 +89,89 @@ def goes_on(config: TrainConfig, restarts: int) -> bool:
     return all(value in ("auto", was) or str(Path(str(value)).resolve()) == was for value, was in pairs)
 
 
-def resume(path: Path, say: Say = tell) -> Path:
+def resume(path: Path, say: Say = tell, force: bool = False) -> Path:
     """Go on with a run that was stopped, where its last state stands, with its own settings.
 
+    Args:
+        force: also where its last bits will not be those of a run that never was stopped; config.json then says so.
+
     Raises:
-        InputError: not a run, one that has ended, or its data or checkpoint are not what they were.
+        InputError: not a run, one that has ended, or its data, its checkpoint or the machine are not what they were.
     """
     with joined() as processes:
         processes.once(folder.read_run, path)  # before a lock is made in what is no run
         with holding(path, processes):
-            return go_on(path, processes.voice(say))
+            return go_on(path, processes.voice(say), force, processes.once)
 
 
-def go_on(path: Path, say: Say) -> Path:
-    """`resume`, where nobody else is at the run."""
-    config, content = here().once(folder.read_run, path)
+def go_on(path: Path, say: Say, force: bool, once: Callable[..., Any]) -> Path:
+    """`resume`, where nobody else is at the run. `once`: see Processes."""
+    config, content = once(folder.read_run, path)
     if not config.save:
         raise InputError(f"{path} was trained with --no-save, so there is nothing to go on from; start it anew")
+    once(folder.sweep, path)
     if "ended" in content:
-        raise InputError(f"{path} has ended: python eval.py {path} reports on it")
+        once(folder.clear, path)  # a kill may have come between its end and this
+        once((path / "lock").unlink, missing_ok=True)
+        if once(folder.own_tokenizer, path, content):
+            raise InputError(f"{path} has ended: python eval.py {quote(str(path))} reports on it")
+        return once(put_tokenizer_back, path, config, content, say)
     if content.get("head"):
         raise InputError(f"{path} has a head of your own, {content['head']}; train it anew in Python")
-    state = here().once(folder.load_state, path)
+    state = once(folder.load_state, path)
+    if state is not None and state.history and not once(folder.has_model, path):
+        raise InputError(f"{path / 'model'}, the best epoch so far, is gone, and nothing else holds it; start anew")
     setup = prepare(config, say)
-    for name, was, now in (
-        ("the data", content["dataset"]["sha256"], setup.data.sha256),
-        ("the checkpoint", content["checkpoint"]["sha256"], setup.source.sha256),
-    ):
+    fresh, source = folder.content_of(setup), content["checkpoint"]
+    files = {file: (was, setup.source.files.get(file, "none")) for file, was in source.get("files", {}).items()}
+    for name, (was, now) in {
+        "the data": (content["dataset"]["sha256"], setup.data.sha256),
+        "the checkpoint": (source["sha256"], setup.source.sha256),
+        **{f"the checkpoint's {file}": hashes for file, hashes in files.items()},
+    }.items():
         if was != now:
             raise InputError(f"{name} of {path} changed since it started (SHA-256 {was[:12]}, now {now[:12]})")
-    was = f"{content.get('device')}, torch {content.get('versions', {}).get('torch')}"
-    now = f"{setup.machine.describe()}, torch {folder.installed('torch')}"
-    if was != now:
-        say(f"it began on {was}; now {now}: the last bits may differ from a run that never was stopped")
-    with stoppable(path):
+    once(note_a_move, path, content, fresh, Cursor() if state is None else state.cursor, say, force)
+    once(folder.complete, path, setup)
+    with stoppable(path), within_memory(setup):
         return fit(setup, path, state, say, obeys=True)
+
+
+def note_a_move(
+    path: Path, content: dict[str, Any], fresh: dict[str, Any], cursor: Cursor, say: Say, force: bool
+) -> None:
+    """Say, and keep in config.json, that a run goes on elsewhere than it began.
+
+    Args:
+        content: its config.json; fresh: what that would be if it began here and now; force: see resume.
+
+    Raises:
+        InputError: it does, and is not forced to.
+    """
+    was, now = folder.around(content), folder.around(fresh)
+    moved = {name: (was[name], now[name]) for name in was if was[name] != now[name]}
+    if moved:
+        told = ", ".join(f"{name} {one} (now {other})" for name, (one, other) in moved.items())
+        if not force:
+            raise InputError(f"{path} began with {told}: its last bits would change from here on; --force goes on so")
+        say(f"it began with {told}: the last bits may differ from a run that never was stopped")
+        here = {"epoch": cursor.epoch, "step": cursor.step, "was": was, "now": now}
+        fresh |= {"started": content["started"], "moved": [*content.get("moved", []), here]}
+        write_json(path / "config.json", fresh)
+
+
+def put_tokenizer_back(path: Path, config: TrainConfig, content: dict[str, Any], say: Say) -> Path:
+    """The tokenizer of a run that has ended, from its checkpoint.
+
+    Raises:
+        InputError: the checkpoint has another one now.
+    """
+    tokenizer = Tokenizer.load(sources.resolve(config.model, need_weights=False, say=say).path)
+    if hashlib.sha256(tokenizer.content()).hexdigest() != content.get("tokenizer"):
+        raise InputError(f"{path} has lost its tokenizer, and --model {config.model} has another one now")
+    tokenizer.save(path / "model")
+    say(f"{path} has ended; its tokenizer is back: python eval.py {quote(str(path))} reports on it")
+    return path
 
 
 @contextmanager
@@ -143,20 +197,47 @@ def held(path: Path) -> Iterator[None]:
 
 @contextmanager
 def stoppable(path: Path) -> Iterator[None]:
-    """What stops a run, while open, says how to go on.
+    """Whatever stops a run from outside, while open, says how to go on, where there is something to go on with.
 
     Raises:
-        Stopped: in place of KeyboardInterrupt.
+        Stopped: in place of KeyboardInterrupt, and where nobody reads the output any more.
+        InputError: in place of an OSError: the disk is full, the folder is gone.
         LostProcessError: another process has gone.
     """
     try:
         yield
     except Stopped:
         raise
-    except KeyboardInterrupt:
-        raise Stopped(f"{how_to_go_on(path)} goes on from its last snapshot") from None
     except LostProcessError as error:
         raise LostProcessError(f"{error}; {how_to_go_on(path)} goes on from its last snapshot") from None
+    except (KeyboardInterrupt, OSError) as error:
+        folder.check_there(path)
+        how = f"{how_to_go_on(path)} goes on from its last snapshot" if (path / "config.json").is_file() else ""
+        if isinstance(error, KeyboardInterrupt):
+            raise Stopped(how) from None
+        if isinstance(error, BrokenPipeError):
+            raise Stopped(f"nobody reads the output any more; {how}", 141) from None
+        raise InputError(f"{error}{'; ' * bool(how)}{how}") from None
+
+
+@contextmanager
+def within_memory(setup: Setup) -> Iterator[None]:
+    """
+    Raises:
+        OwnError: there was not enough memory, while open.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        longest = max(len(ids) for ids in setup.data.train.ids)
+        weights = sum(weight.numel() for weight in setup.model.parameters())
+        raise OwnError(
+            f"out of memory with {setup.config.batch_size} examples of up to {longest} tokens a pass and {weights:,}"
+            f" weights ({str(error).strip() or type(error).__name__}); lower --batch-size (--accumulate makes up for"
+            " it) or --max-length, or take a smaller --model"
+        ) from None
 
 
 def plan_of(setup: Setup) -> Plan:
@@ -228,6 +309,8 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obe
                 engine.load_state_dict(tensors)
             except KeyError as error:
                 raise InputError(f"{path}: its state lacks {error}; start the run anew") from None
+            except RuntimeError as error:
+                raise InputError(f"{path}: its state is of another version ({error}); start the run anew") from None
         elif config.layers:
             once(lambda: write_json(path / "start.json", parts_now(engine, setup)))
         for line in opening(config, plan.steps, plan.size, engine.schedule.warmup, path):
@@ -244,6 +327,7 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obe
             break
         row = once(dict, one_epoch(engine, setup, plan, cursor, path, history, keeper, seconds))
         history, cursor, seconds = [*history, row], Cursor(cursor.epoch + 1), 0.0
+        once(folder.check_there, path)
         # In this order a kill at any moment loses the epoch at most, and the next try comes to the same result.
         if config.save:
             if folder.best_of(history, config.select) is row:
@@ -276,38 +360,43 @@ def one_epoch(
         The epoch's row in metrics.jsonl.
 
     Raises:
-        InputError: gradients that are not finite.
+        InputError: gradients or a validation loss that are not finite.
         Stopped: a signal came; the run is saved behind a step.
     """
-    data, val_split, processes = setup.data, engine.splits[1], engine.machine.processes
+    data, val_split, now, processes = setup.data, engine.splits[1], cursor, engine.machine.processes
+    kept = f"{path} keeps {'its last snapshot' if setup.config.save else 'the rows before'}"
 
-    def unusable(step: int) -> InputError:
-        lr = engine.schedule.rate(step - 1)
-        return InputError(
-            f"the gradient is not finite at step {step} (lr {lr:.2g}); lower --lr or lengthen --warmup. {path} keeps"
-            " the epochs before"
-        )
+    def unusable(back: int) -> InputError:
+        return InputError(f"{bad_step(engine, plan, now, back)}. {kept}")
 
     def save(now: Cursor) -> None:
         spent = seconds + time.monotonic() - start
+        processes.once(folder.check_there, path)
         processes.once(folder.save_state, path, folder.SavedState(engine.state_dict(), history, now, spent))
 
     done = (cursor.epoch - 1) * plan.examples
     bar = Progress(plan.epochs * plan.examples, done + cursor.step * plan.size)
-    watch, start = Watch(engine, unusable), time.monotonic()
     if not cursor.step:
         engine.state.sums.clear()
+    watch, start = Watch(engine, unusable, setup.config.patience), time.monotonic()
     try:
         with own_random_numbers(engine.machine.device), keeper.listening():
             for now in steps(engine, plan, cursor, batches_of(engine, plan)):
-                watch.look()
-                bar.reach(done + min(plan.examples, now.step * plan.size), lambda: progress_text(cursor, plan, watch))
+                reached = min(plan.examples, now.step * plan.size)
+                watch.look(reached)
+                bar.reach(done + reached, lambda: progress_text(cursor, plan, watch))
                 keeper.look(now, save)
-        seen = watch.read(engine.sums())
+        seen = watch.read()
+        if watch.in_a_row and seen.skipped == plan.steps:
+            raise unusable(1)  # not one step of the epoch could be taken
     finally:
         bar.clear()
     seconds += time.monotonic() - start
     val = report(predict(engine.network, val_split, processes=processes), val_split.labels, data.labels)
+    if not math.isfinite(val["loss"]):
+        raise InputError(
+            f"the validation loss of epoch {cursor.epoch} is not finite; lower --lr or lengthen --warmup. {kept}"
+        )
     taken = int(engine.state.optimizer.steps)
     return {
         "epoch": cursor.epoch, "train_loss": seen.loss, "train_accuracy": seen.accuracy, "val_loss": val["loss"],
@@ -318,6 +407,28 @@ def one_epoch(
     } | ({"parts": parts_now(engine, setup)} if setup.config.layers else {})  # fmt: skip
 
 
+def bad_step(engine: Engine, plan: Plan, behind: Cursor, back: int) -> str:
+    """What is to be said of a step whose gradient was not finite, and of what it was given.
+
+    Args:
+        behind: where the run stands; back: how many steps before that the first bad one may lie.
+    """
+    last, bad = (behind.epoch - 1) * plan.steps + behind.step, Cursor(behind.epoch, behind.step - 1)
+    chosen = plan.rows(bad.epoch)[bad.step]
+    with own_random_numbers(engine.machine.device):
+        torch.manual_seed(plan.seed(bad, engine.machine.processes.rank))
+        batches, count = batches_of(engine, plan)(chosen)
+        culprits = engine.machine.processes.gather(first_not_finite(engine, batches, engine.count(count)))
+    culprit = next((found for found in culprits if found != NORM), NORM)
+    lr = engine.schedule.rate(int(engine.state.optimizer.steps))
+    rows = checkpoint.brief([str(row) for row in engine.splits[0].rows[chosen]], 8)
+    return (
+        f"the gradient is not finite at {f'step {last}' if back == 1 else f'one of steps {last - back + 1} to {last}'}"
+        f" (lr {lr:.2g}): {culprit} was so first; row{'s' * (len(chosen) > 1)} {rows} of the data, counted from 0."
+        " Lower --lr, lengthen --warmup, or --on-nonfinite skip"
+    )
+
+
 def parts_now(engine: Engine, setup: Setup) -> list[dict[str, Any]]:
     """Of each part of the network as it is now: the norm of its gradient, the mean cosine between inputs' [CLS].
 
@@ -326,9 +437,10 @@ def parts_now(engine: Engine, setup: Setup) -> list[dict[str, Any]]:
     train_split, model = engine.splits[0], twin(engine.trained, {})  # its own modules: no mode or hook is left behind
     batch = choose(train_split, INPUTS, engine.words.pad_id).to(engine.machine.device)
     parts = look(model.eval(), batch, setup.manifest)
-    return [{"name": part.name, "gradient": part.gradient, "cls": part.cls} for part in parts]
+    finite = lambda number: number if number is None or math.isfinite(number) else None  # noqa: E731  JSON has no NaN
+    return [{"name": part.name, "gradient": finite(part.gradient), "cls": finite(part.cls)} for part in parts]
 
 
 def progress_text(cursor: Cursor, plan: Plan, watch: Watch) -> str:
-    seen = watch.read()
+    seen = watch.seen
     return f"epoch {cursor.epoch}/{plan.epochs}  loss {seen.loss:.3f}  acc {seen.accuracy:.3f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def row_lines(history: list[dict[str, Any]]) -> list[str]:
     if sys.stdout.isatty() and not lacks(sys.stdout, BLOCKS):
         line = f"{line}  {curve(history, WIDTH - columns(line) - 2)}".rstrip()
     skipped = row["skipped_steps"]
-    return [line, f"       {skipped:,} steps skipped (fp16 overflow)"] if skipped else [line]
+    return [line, f"       {skipped:,} steps skipped: gradient not finite"] if skipped else [line]
 
 
 def curve(history: list[dict[str, Any]], room: int) -> str:
@@ -70,5 +71,7 @@ def closing(history: list[dict[str, Any]], config: TrainConfig, path: Path) -> l
         f"best: epoch {best['epoch']}{by}, validation accuracy {best['val_accuracy']:.3f}"
         f" (majority baseline {history[-1]['val_majority']:.3f})",
         *advice(history, config.bias_correction),
-        f"next: python eval.py {path}" if config.save else f"no model was kept (--no-save); its figures: {path}",
+        f"next: python eval.py {quote(str(path))}"
+        if config.save
+        else f"no model was kept (--no-save); its figures: {path}",
     ]
