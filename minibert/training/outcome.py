@@ -22,7 +22,6 @@ from minibert.tokenizer import Tokenizer
 from minibert.training.folder import has_model, own_tokenizer, read_history, read_run
 from minibert.training.keeper import how_to_go_on
 
-
 Put = Callable[[Path, Callable[[Path], Any]], None]
 
 
@@ -92,7 +91,7 @@ def evaluate_run(
     machine = choose_machine(content["precision"], choose_device())
     network = evaluator(model, machine, [data.val, data.test])
     splits = {"val": data.val, "test": data.test}
-    outputs = {name: predict(network, split) for name, split in splits.items()}
+    outputs = {name: predict(network, split, processes=machine.processes) for name, split in splits.items()}
     reports = {name: report(outputs[name], split.labels, data.labels) for name, split in splits.items()}
     rows = (row for name, split in splits.items() for row in predictions(name, split, outputs[name], data.labels))
     return reports, rows
