@@ -3,10 +3,10 @@
 import json
 import os
 import signal
-import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -45,8 +45,7 @@ class Queue(Queued):
         for job, state in before.items():
             if state == RUNNING:
                 if job not in self.ends:
-                    order = self.orders[job]
-                    worker.take(*(order[key] for key in ("grid", "name", "settings", "keep_weights")))
+                    take(self.orders[job])
                 self.known[job] = self.ends.get(job, "completed")
         waiting = [job for job, state in self.known.items() if state == PENDING]
         if waiting:
@@ -57,11 +56,8 @@ class Queue(Queued):
         self.killed += jobs
 
 
-@pytest.fixture(autouse=True)
-def paths(monkeypatch):
-    """`take` is given a folder's name, as it comes out of an order."""
-    real = worker.take
-    monkeypatch.setattr(worker, "take", lambda grid, *rest: real(type(ROOT)(grid), *rest))
+def take(order):
+    return worker.take(Path(order["grid"]), order["name"], order["settings"], order["keep_weights"])
 
 
 def run(grid, path, queue):
@@ -135,8 +131,7 @@ def test_a_shared_folder_may_be_late(tiny, tmp_path):
     def states(jobs):
         asked.append(jobs)
         if len(asked) == 5:  # written by now on another machine, and seen here
-            order = queue.orders["job0"]
-            worker.take(*(order[key] for key in ("grid", "name", "settings", "keep_weights")))
+            take(queue.orders["job0"])
         return Queue.states(queue, jobs)
 
     queue.states = states
@@ -178,7 +173,7 @@ def test_a_refusal_in_the_middle_loses_no_job(tiny, tmp_path):
 
 
 def test_cancel_takes_the_jobs_that_are_there(tmp_path, capsys):
-    queue = Queue(**{"2": "completed"})
+    queue = Queue(**{"2": "completed", "9": "completed"})
     (tmp_path / "jobs.json").write_text('{"a": "1", "b": "2", "c": "3", "d": "4"}')
     queue.known = {"1": PENDING, "2": RUNNING, "3": "completed", "9": RUNNING}
     queue.cancel(tmp_path)
@@ -263,7 +258,7 @@ def test_a_slurm_that_refuses_or_is_not_there_is_one_line(commands, tmp_path, mo
         ("--partition gpu", "--partition is for --launcher slurm"),
         ("--slurm-options qos=low", "--slurm-options is for --launcher slurm"),
         ("--cancel", "--cancel is for --launcher slurm"),
-        ("--launcher slurm --time 0", "--time 0: it must be at least 1"),
+        ("--launcher slurm --time 4", "--time 4: it must be at least 5"),
         ("--launcher slurm --gpus -1", "--gpus -1: it must be at least 0"),
         ("--launcher slurm --cpus 0", "--cpus 0: it must be at least 1"),
         ("--launcher slurm --jobs 0", "--jobs 0: it must be at least 1"),
@@ -345,9 +340,3 @@ def test_a_job_waits_for_whoever_is_at_its_run(monkeypatch):
     monkeypatch.setattr(slurm.time, "sleep", lambda seconds: None)
     assert Task()({}) == {"state": "done"}
     assert replies == []
-
-
-def test_files_of_a_run_hold_no_pickle(tiny, tmp_path):
-    run(small(tiny, seeds=1), tmp_path / "g", Queue())
-    assert not list((tmp_path / "g" / "runs").rglob("*.pkl"))
-    assert stat.S_ISREG((tmp_path / "g" / "jobs.json").stat().st_mode)

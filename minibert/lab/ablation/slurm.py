@@ -25,6 +25,7 @@ from minibert.lab.ablation.worker import BUSY, perform
 
 SIGNAL = "USR1"  # what submitit has Slurm send before a job is taken away; a run is saved at it
 NOTICE = 90  # seconds before the time limit
+SHORTEST = 5  # minutes that a job may take; in less it would be told to stop before it has begun
 RESTARTS = 100  # of a job that its time limit ends; each goes on where the last one stood
 WAITS = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
@@ -54,7 +55,7 @@ class Slurm(Queued):
     options: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for name, least in (("time", 1), ("gpus", 0), ("cpus", 1), ("jobs", 1)):
+        for name, least in (("time", SHORTEST), ("gpus", 0), ("cpus", 1), ("jobs", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name} {getattr(self, name)}: it must be at least {least}")
         if self.memory is not None and not 0 < self.memory < 1e6:
