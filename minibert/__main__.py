@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `guarded` listens, Ctrl-C ends the imports without a traceback
+
 import argparse
 import functools
 import json
@@ -12,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from minibert.commands import guarded
-from minibert.config import PRECISIONS, TrainConfig, add_flags
+from minibert.config import ALONE, PRECISIONS, TrainConfig, add_flags
 from minibert.errors import InputError, Stopped
 
-FIELDS = [entry.name for entry in fields(TrainConfig)]
+FIELDS = [entry.name for entry in fields(TrainConfig) if entry.name not in ALONE]  # of a grid
 # What a probe takes of a run's settings.
-SETTINGS = ("init", "model", "pool", "data", "charset", "encoding", "channels", "steps", "grid_cells", "max_length",
-            "seed")  # fmt: skip
+SETTINGS = (
+    "init", "model", "pool", "head", "data", "charset", "text_column", "label_column", "text_b_column", "delimiter",
+    "max_examples", "encoding", "channels", "steps", "grid_cells", "max_length", "seed",
+)  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
@@ -70,12 +77,18 @@ def add_predict_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", type=Path, help="a .csv or .jsonl file (default: to standard output)")
     parser.add_argument("--json", action="store_true", help="JSON lines to standard output instead of CSV")
     parser.add_argument("--charset", metavar="NAME", default="utf-8", help="encoding of the texts (default: utf-8)")
+    own = parser.add_argument_group("columns of the file (default: as in the run's own data)")
+    own.add_argument("--text-column", metavar="NAME", help="of texts")
+    own.add_argument("--text-b-column", metavar="NAME", help="of second texts")
+    own.add_argument("--delimiter", metavar="X", help="between cells: one character, tab, or auto")
 
 
 def run_predict(given: argparse.Namespace) -> int:
     from minibert.predict import predict_file
 
-    predict_file(given.run, given.file, given.out, given.charset, given.json)
+    columns = {name: getattr(given, name) for name in ("text_column", "text_b_column", "delimiter")}
+    columns = {name: value for name, value in columns.items() if value is not None}
+    predict_file(given.run, given.file, given.out, given.charset, given.json, columns)
     return 0
 
 
@@ -117,7 +130,7 @@ def add_ablate_flags(parser: argparse.ArgumentParser) -> None:
         help="more of sbatch's options, as in qos=low constraint=a100 exclusive",
     )  # fmt: skip
     cluster.add_argument("--cancel", action="store_true", help="cancel the grid's jobs, and run nothing")
-    add_flags(parser, [name for name in FIELDS if name != "out"], many=True)
+    add_flags(parser, FIELDS, many=True)
 
 
 def launcher_of(given: argparse.Namespace) -> Any:
@@ -141,7 +154,7 @@ def run_ablate(given: argparse.Namespace) -> int:
     from minibert.lab.ablation.grid import check_seeds, preset, read_grid_file
     from minibert.lab.ablation.local import Local
 
-    values = {name: getattr(given, name) for name in FIELDS if name != "out" and hasattr(given, name)}
+    values = {name: getattr(given, name) for name in FIELDS if hasattr(given, name)}
     if given.seeds is not None and "seed" in values:
         raise InputError("--seeds and --seed: give one of them")
     grid = preset(given.preset) if given.grid is None else read_grid_file(given.grid)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from minibert import sources
 from minibert.errors import InputError
 from minibert.files import read_json, replace_file, write_json
+from minibert.heads import HEADS, name_of
 from minibert.model import Bert, BertClassifier, BertConfig, ClassificationHead
 
 log = logging.getLogger("minibert")
@@ -51,7 +52,7 @@ NAMES = {
 }
 
 # Published tensors that a classifier has no use for: the pretraining heads, a list of 0..511, and the
-# pooler where pool="mean" has none.
+# pooler where pool="mean" or "tokens" has none.
 UNUSED = re.compile(r"cls\..*|embeddings\.position_ids|pooler\.dense\.(weight|bias)")
 
 
@@ -130,18 +131,25 @@ def load_classifier(path: str | Path, head: nn.Module | None = None, pool: str |
     """As `load_encoder`, with a head: the file's own where it has one, else newly drawn, which is logged once.
 
     Args:
-        head: a module from (B, D) to (B, C) to load `classifier.*` into, in place of the default head.
+        head: a module to (B, C) to load `classifier.*` into; None: the one of heads.py that the folder's config.json
+            names, else the default head.
         pool: "cls" or "mean"; None: as the folder's config.json says, else "cls".
 
     Raises:
-        InputError: as `load_encoder`; the folder holds a head of another kind than the default, and `head` is None.
+        InputError: as `load_encoder`; the folder holds a head of one's own, and `head` is None; `pool`, or the
+            folder's, is not what the head reads.
     """
     path = sources.folder_of(path)
     config = read_config(path)
     saved = read_json(Path(path) / "config.json").get("head")
     if head is None and saved is not None:
-        raise InputError(f"{path} holds a head of its own kind, {saved}: make one, and pass it as head=")
-    model = BertClassifier(config, head=head, pool=pool)
+        if saved not in HEADS:
+            raise InputError(f"{path} holds a head of its own kind, {saved}: make one, and pass it as head=")
+        head = HEADS[saved](config)
+    try:
+        model = BertClassifier(config, head=head, pool=pool)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
     report = load_weights(model, path)
     if report.drawn:
         log.warning("newly drawn, since %s has no such tensors: %s", path, ", ".join(report.drawn))
@@ -235,7 +243,7 @@ def save_pretrained(model: Bert | BertClassifier, path: str | Path, labels: list
     config["model_type"] = family.lower()
     config["architectures"] = [family + ("ForSequenceClassification" if isinstance(model, BertClassifier) else "Model")]
     if own_head:
-        config["head"] = type(model.head).__name__
+        config["head"] = name_of(model.head)
     write_json(path / "config.json", config)
     save_weights(model, path)
 

@@ -99,8 +99,8 @@ class Run:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The row of the best epoch by validation accuracy, whose model is kept."""
-        return folder.best_of(self.history)
+        """The row of the best epoch, as `select` says, whose model is kept."""
+        return folder.best_of(self.history, folder.read_run(self.path)[0].select)
 
     def report(self) -> dict[str, Any]:
         """{"val": ..., "test": ...}, what `eval.py --json` prints: accuracy, macro_f1, confusion, verdict, ..."""
@@ -154,6 +154,7 @@ class Classifier:
     Attributes:
         labels: the class names, in the order of the probabilities.
         encoding: how windows become texts; None: it takes texts.
+        config: the run's settings.
     """
 
     def __init__(self, path: Path, head: Head | None = None) -> None:
@@ -161,6 +162,7 @@ class Classifier:
         dataset = content["dataset"]
         if "encoding" not in dataset:
             raise InputError(f"{path} was made by an older version, which did not keep how inputs are read; train anew")
+        self.config = config
         self.path, self.labels, self.pairs = path, list(dataset["labels"]), bool(dataset["pairs"])
         self.encoding = None if dataset["encoding"] is None else Encoding.from_dict(dataset["encoding"])
         self.max_length = min(config.max_length, model.config.max_position_embeddings)

@@ -16,7 +16,10 @@ from minibert.errors import InputError
 from minibert.seeds import Seeds
 
 ENCODINGS = ("levels", "grid", "decimals")
+HEADS = ("linear", "mlp", "attention")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+SELECTIONS = ("accuracy", "loss", "macro-f1")
+ALONE = ("out", "save")  # of a run by itself; no grid has them: its runs have their places, and their models are scored
 
 
 def setting(default: Any, group: str, help: str, **more: Any) -> Any:
@@ -32,7 +35,12 @@ class TrainConfig:
 
     data: str = setting("motion", "data", "motion, motion-overlap, a .csv .tsv .jsonl .npz file, or a folder of texts")
     charset: str = setting("utf-8", "data", "encoding of the text files")
+    text_column: str = setting("text", "data", "what the column of texts is called")
+    label_column: str = setting("label", "data", "what the column of labels is called")
+    text_b_column: str | None = setting(None, "data", "that of second texts (default: text_b, where there is one)")
+    delimiter: str = setting("auto", "data", "between the cells of a .csv or .tsv: one character, tab, or auto")
     examples: str = setting("all", "data", "training examples: all, or so many, by class; fewer are among more")
+    max_examples: int = setting(0, "data", "of each split at most so many, by class, for quick tries; 0: all")
     max_length: int = setting(256, "data", "tokens a text at most; longer ones are cut at the end")
     encoding: str = setting("levels", "data", "how a window becomes a text", choices=ENCODINGS)
     channels: str | None = setting(None, "data", "acc, gyro, all, or names (default: acc for motion, else all)")
@@ -42,9 +50,13 @@ class TrainConfig:
     model: str = setting("auto", "model", "a folder, a name on the hub, minilm-l6, or auto: what suits this machine")
     init: str = setting("pretrained", "model", "starting weights: pretrained, random, or a scheme between (README)")
     pool: str = setting(
-        "auto", "model", "what the head reads: [CLS] through BERT's pooler, or the mean; auto: cls, random:deep mean",
-        choices=("auto", "cls", "mean"),
+        "auto", "model", "what the head reads: [CLS] through BERT's pooler, the mean, or all tokens; auto: tokens where"
+        " the head asks for them, else cls, random:deep mean",
+        choices=("auto", "cls", "mean", "tokens"),
     )  # fmt: skip
+    head: str = setting(
+        "linear", "model", "linear; mlp: one hidden layer; attention: a learned query over all tokens", choices=HEADS
+    )
     dropout: str = setting("0.1", "model", "one rate, or three: HIDDEN,ATTENTION,HEAD")
 
     epochs: int = setting(5, "training", "passes over the training examples")
@@ -54,7 +66,17 @@ class TrainConfig:
     warmup: float = setting(0.1, "training", "below 1: fraction of all steps; else a number of steps")
     weight_decay: float = setting(0.01, "training", "decoupled decay, on matrices only")
     clip: float = setting(1.0, "training", "largest global norm of the gradient; 0: no clipping")
+    class_weights: str = setting(
+        "none", "training", "weigh the classes in the loss: none; balanced: so that all count the same",
+        choices=("none", "balanced"),
+    )  # fmt: skip
+    label_smoothing: float = setting(0.0, "training", "part of each target that is spread over all classes, below 1")
     bias_correction: bool = setting(True, "training", "Adam's; without it, as the first BERT code, steps start larger")
+    on_nonfinite: str = setting(
+        "stop", "training", "at a gradient that is not finite: stop, or skip its step; skip:N: N in a row at most (10)"
+    )
+    select: str = setting("accuracy", "training", "the validation figure whose best epoch is kept", choices=SELECTIONS)
+    early_stopping: int = setting(0, "training", "end after so many epochs without a better one; 0: never")
     stop_on_collapse: int = setting(0, "training", "end after this many collapsed epochs in a row; 0: never")
     layers: bool = setting(False, "training", "keep each layer's gradient norm and [CLS] cosine at each epoch's end")
     precision: str = setting(
@@ -65,11 +87,14 @@ class TrainConfig:
         "0", "run", "a number, and if wanted encoder=, head=, order=, dropout=, split= apart: 7,order=3"
     )
     save_every: float = setting(10.0, "run", "minutes between snapshots inside an epoch; 0: at its end alone")
+    save: bool = setting(True, "run", "keep the best model and snapshots; without them, figures alone")
+    tensorboard: bool = setting(False, "run", "write event files for TensorBoard into the run's folder, too")
     out: str | None = setting(None, "run", "folder of the run (default: runs/DATE-INIT)")
 
     def __post_init__(self) -> None:
-        for name in ("max_length", "steps", "grid_cells", "epochs", "batch_size", "accumulate", "stop_on_collapse"):
-            at_least = {"max_length": 3, "stop_on_collapse": 0}.get(name, 1)
+        none = dict.fromkeys(("max_examples", "early_stopping", "stop_on_collapse"), 0)
+        for name in ("max_length", "steps", "grid_cells", "epochs", "batch_size", "accumulate", *none):
+            at_least = ({"max_length": 3} | none).get(name, 1)
             value = getattr(self, name)
             check(self, name, is_whole(value) and value >= at_least, f"a whole number of at least {at_least}")
         for entry in fields(self):
@@ -80,6 +105,11 @@ class TrainConfig:
                 right = isinstance(value, str) or (value is None and entry.type == "str | None")
                 check(self, entry.name, right, "a string")
             check(self, entry.name, allowed is None or value in allowed, f"one of {', '.join(allowed or ())}")
+        names = (self.text_column, self.label_column)
+        check(self, "label_column", names[0] != names[1], "another column than --text-column")
+        check(self, "text_b_column", self.text_b_column not in names, "another column than the text's and the label's")
+        good = self.delimiter in ("auto", "tab") or (len(self.delimiter) == 1 and self.delimiter not in '"\r\n')
+        check(self, "delimiter", good, "one character, tab, or auto")
         good = self.examples == "all" or (self.examples.isdecimal() and int(self.examples) > 0)
         check(self, "examples", good, "all, or a whole number of at least 1")
         lr, warmup, decay, clip = self.lr, self.warmup, self.weight_decay, self.clip
@@ -87,9 +117,11 @@ class TrainConfig:
         good = is_number(warmup) and (0 <= warmup < 1 or (warmup >= 1 and warmup % 1 == 0))
         check(self, "warmup", good, "a fraction below 1 or a whole number of steps")
         check(self, "weight_decay", is_number(decay) and 0 <= decay <= 1, "a number from 0 to 1")
+        smoothing = self.label_smoothing
+        check(self, "label_smoothing", is_number(smoothing) and 0 <= smoothing < 1, "a number from 0 to below 1")
         check(self, "save_every", is_number(self.save_every) and self.save_every >= 0, "minutes, at least 0")
         check(self, "clip", is_number(clip) and clip >= 0, "a norm above 0, or 0 for none")
-        _ = self.rates, self.seeds  # read now, so that what is wrong in them is refused now
+        _ = self.rates, self.patience, self.seeds  # read now, so that what is wrong in them is refused now
 
     @cached_property
     def rates(self) -> tuple[float, float, float]:
@@ -101,6 +133,14 @@ class TrainConfig:
         good = len(rates) in (1, 3) and all(0 <= rate < 1 for rate in rates)
         check(self, "dropout", good, "one rate or HIDDEN,ATTENTION,HEAD, each at least 0 and below 1")
         return tuple(rates * 3)[:3]  # type: ignore[return-value]
+
+    @cached_property
+    def patience(self) -> int:
+        """Steps in a row whose gradient may be not finite."""
+        word, colon, number = self.on_nonfinite.partition(":")
+        good = self.on_nonfinite in ("stop", "skip") or (word == "skip" and number.isdecimal() and int(number) > 0)
+        check(self, "on_nonfinite", good, "stop, skip, or skip:N with a whole number N from 1")
+        return int(number) if colon else {"stop": 0, "skip": 10}[word]
 
     @cached_property
     def seeds(self) -> Seeds:
@@ -130,7 +170,8 @@ def add_flags(
             groups[heading] = parser.add_argument_group(heading)
         more: dict[str, Any] = {"help": entry.metadata["help"]}
         if entry.default is not None:
-            more["help"] += f" (default: {'on' if entry.default is True else entry.default})"
+            usual = entry.default if entry.type != "bool" else "on" if entry.default else "off"
+            more["help"] += f" (default: {usual})"
         if many:
             more["nargs"] = "+"
         if entry.type == "bool" and many:

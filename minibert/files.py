@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -37,10 +38,26 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
         with open(beside, "rb") as file:
             os.fsync(file.fileno())  # without it, a power cut can leave the new name on empty content
         os.replace(beside, path)
+        flush_folder(path.parent)
     except SafetensorError as error:  # its way to say that the disk is full or may not be written
         raise OSError(f"{path} cannot be written: {error}") from None
     finally:
         beside.unlink(missing_ok=True)
+
+
+def flush_folder(path: Path) -> None:
+    """Put the names in a folder on the disk: without it, a power cut can undo a rename. Windows has no such thing."""
+    with suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a kill inside replace_file left it."""
+    return re.fullmatch(r"\..+\.\d+", path.name) is not None
 
 
 def write_cache(path: Path, write: Callable[[Path], Any]) -> None:

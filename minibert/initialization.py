@@ -359,7 +359,7 @@ def summary(manifest: Manifest) -> str:
     names: dict[str, list[str]] = {}
     for name, entry in manifest.items():
         names.setdefault(str(entry["source"]), []).append(name)
-    parts = [f"{len(group)} tensors {in_words(source)}" for source, group in names.items()]
+    parts = [f"{len(group)} tensor{'s' * (len(group) > 1)} {in_words(source)}" for source, group in names.items()]
     drawn = names.get("drawn", []) if list(names)[-1] == "drawn" else []
     few = ", ".join(drawn) if len(drawn) <= 4 else ""
     return ", ".join(parts) + (f": {few}" if few else "")

@@ -6,7 +6,8 @@ Shapes, here and in the comments:
     N heads        H head size = D / N   V vocabulary         C classes
 
 Read from top to bottom: the numbers (`BertConfig`), the embeddings, attention, feed-forward, one
-layer, the poolers, the encoder (`Bert`), the head and the classifier (`BertClassifier`).
+layer, the poolers, the encoder (`Bert`), the default head and the classifier (`BertClassifier`).
+heads.py has other heads.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class BertConfig:
     pad_token_id: int = 0
     num_labels: int = 2
     # Ours, not published fields. The defaults are BERT.
-    pool: str = "cls"  # what the head reads: "cls" (BERT's pooler) or "mean"
+    pool: str = "cls"  # what the head reads: "cls" (BERT's pooler), "mean", or "tokens" (all of them, no pooler)
     residual_scale: float = 1.0  # a in LayerNorm(a x + F(x)): DeepNorm, Admin
     branch_gate: str = "none"  # a learned g in x + g F(x): "scalar" (ReZero) or "channel" (LayerScale)
     norm_first: bool = False  # x + F(LayerNorm(x)), and one LayerNorm at the end: pre-LN
@@ -275,7 +276,8 @@ class MeanPooler(nn.Module):
         return (x * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
 
 
-POOLERS = {"cls": ClsPooler, "mean": MeanPooler}
+# A head over tokens needs no pooler; `pooled_output` is then their mean, which verdict and probe look at.
+POOLERS = {"cls": ClsPooler, "mean": MeanPooler, "tokens": MeanPooler}
 
 
 class Bert(nn.Module):
@@ -334,14 +336,30 @@ class ClassificationHead(nn.Module):
         return self.linear(self.dropout(x))
 
 
+def reads_of(head: object) -> str:
+    """What a head reads: "pooled", called as head(pooled (B, D)), or, where its attribute `reads` says "tokens",
+    called as head(tokens (B, S, D), mask (B, S) bool), the mask True where a token is real.
+
+    Raises:
+        ValueError: its `reads` says something else.
+    """
+    reads = getattr(head, "reads", "pooled")
+    if reads not in ("pooled", "tokens"):
+        raise ValueError(f"the head's reads is {reads!r}; it must be 'pooled' or 'tokens'")
+    return reads
+
+
 class BertClassifier(nn.Module):
     """Encoder and head.
 
     Args:
         config: its `num_labels` is the number of classes C.
-        head: any module from (B, D) to (B, C); None: a `ClassificationHead`.
-        pool: "cls" or "mean", in place of the config's.
+        head: any module from what it reads (see `reads_of`) to (B, C); None: a `ClassificationHead`.
+        pool: in place of the config's. A head over tokens makes it "tokens".
         dropout: makes the dropout modules of the encoder and of the default head (engine/dropout.py has others).
+
+    Raises:
+        ValueError: `pool` gives the head what it does not read.
     """
 
     def __init__(
@@ -352,6 +370,12 @@ class BertClassifier(nn.Module):
         dropout: Dropout = nn.Dropout,
     ) -> None:
         super().__init__()
+        if reads_of(head) == "tokens":
+            if pool not in (None, "tokens"):
+                raise ValueError(f"pool is {pool!r}, but the head reads all tokens")
+            pool = "tokens"
+        elif "tokens" in (pool, config.pool if pool is None else None):
+            raise ValueError("pool is 'tokens', but the head reads one vector; pool must be 'cls' or 'mean'")
         self.config = config if pool is None else replace(config, pool=pool)
         self.bert = Bert(self.config, dropout)
         self.head = ClassificationHead(self.config, dropout) if head is None else head
@@ -360,7 +384,14 @@ class BertClassifier(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> Tensor:
         """As `Bert`, but returns the logits (B, C)."""
-        return self.head(self.bert(input_ids, attention_mask, token_type_ids)[1])
+        mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]  # (B, 1, 1, S)
+        return self.classify(*self.bert(input_ids, attention_mask, token_type_ids), mask)
+
+    def classify(self, x: Tensor, pooled: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What `Bert` gives, x (B, S, D) and pooled (B, D), with mask (B, 1, 1, S) bool or None -> logits (B, C)."""
+        if self.config.pool != "tokens":
+            return self.head(pooled)
+        return self.head(x, x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask[:, 0, 0])
 
 
 def init_weights(module: nn.Module, std: float, generator: torch.Generator | None = None) -> None:

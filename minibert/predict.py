@@ -6,14 +6,15 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minibert.classifier import Classifier
-from minibert.data.table import READERS, columns_of, decode, read_file
+from minibert.data.table import READERS, Layout, columns_of, decode, read_file
 from minibert.data.windows import checked_windows, read_npz
 from minibert.errors import InputError
 from minibert.files import replace_file
@@ -24,7 +25,10 @@ KINDS = (".txt", *READERS, ".npz")
 FORMS = (".csv", ".jsonl")
 
 
-def predict_file(run: Path, source: str, out: Path | None, charset: str = "utf-8", as_json: bool = False) -> None:
+def predict_file(
+    run: Path, source: str, out: Path | None, charset: str = "utf-8", as_json: bool = False,
+    columns: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
     """Write a line an input to `out` or to standard output: its place, label, confidence, each class's probability.
 
     Args:
@@ -32,6 +36,7 @@ def predict_file(run: Path, source: str, out: Path | None, charset: str = "utf-8
             standard input, one text a line.
         out: a .csv or .jsonl file; None: standard output.
         as_json: JSON lines on standard output, in place of CSV.
+        columns: `text_column`, `text_b_column`, `delimiter` where they differ from the run's own.
 
     Raises:
         InputError: the input cannot be used by this run, or `run` cannot predict.
@@ -44,7 +49,8 @@ def predict_file(run: Path, source: str, out: Path | None, charset: str = "utf-8
     if source != STDIN and path.suffix.lower() not in KINDS:
         raise InputError(f"{path}: unknown kind; give one of {', '.join(KINDS)}")
     classifier = Classifier.load(run)
-    inputs, pairs = read_inputs(classifier, source, charset)
+    layout = Layout.of(replace(classifier.config, **(columns or {})))
+    inputs, pairs = read_inputs(classifier, source, charset, layout)
     rows = answers(classifier.labels, classifier.predict_proba(inputs, pairs))
     lines = as_json_lines(rows) if (out.suffix.lower() == ".jsonl" if out else as_json) else as_csv(rows)
     if out is None:
@@ -54,7 +60,7 @@ def predict_file(run: Path, source: str, out: Path | None, charset: str = "utf-8
         replace_file(out, lambda beside: beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8"))
 
 
-def read_inputs(classifier: Classifier, source: str, charset: str) -> tuple[Any, list[str] | None]:
+def read_inputs(classifier: Classifier, source: str, charset: str, layout: Layout) -> tuple[Any, list[str] | None]:
     """New texts or windows, and second texts where the run needs them.
 
     Raises:
@@ -80,12 +86,12 @@ def read_inputs(classifier: Classifier, source: str, charset: str) -> tuple[Any,
         texts = decode(content, Path(name), charset).split("\n")
         if not texts[-1]:  # behind the end of the last line
             texts.pop()
-        rows = [(f"{name}, line {i}", {"text": text}) for i, text in enumerate(texts, 1)]
+        rows, layout = [(f"{name}, line {i}", {"text": text}) for i, text in enumerate(texts, 1)], Layout()
     else:
-        name, rows = source, read_file(path, path.read_bytes(), charset, needed)
+        name, rows = source, read_file(path, path.read_bytes(), charset, needed, layout)
     if not rows:
         raise InputError(f"{name}: no texts in it")
-    columns = columns_of(rows, needed, needed)
+    columns = columns_of(rows, needed, needed, layout)
     return columns["text"], columns.get("text_b")
 
 

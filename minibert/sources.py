@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from minibert.errors import InputError, Say, silent
@@ -35,11 +35,16 @@ PACKAGE_FILES = {
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint that is there: the name it was asked for by, its folder, the hash of its weights ("" if none)."""
+    """A checkpoint that is there: the name it was asked for by, its folder, the hash of its weights ("" if none).
+
+    Attributes:
+        files: the hash of each other file that a network is made from.
+    """
 
     name: str
     path: Path
     sha256: str
+    files: dict[str, str] = field(default_factory=dict, compare=False)
 
 
 def weights_folder() -> Path:
@@ -200,4 +205,6 @@ def _checked(name: str, folder: Path, need_weights: bool) -> Source:
         raise InputError(f"--model {name}: {folder} has no model.safetensors; --init random needs none")
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise InputError(f"--model {name}: {folder} has no tokenizer.json and no vocab.txt")
-    return Source(name, folder, sha256(weights) if weights.is_file() else "")
+    tokenizer = ["tokenizer.json"] if (folder / "tokenizer.json").is_file() else ["vocab.txt", "tokenizer_config.json"]
+    files = {file: sha256(folder / file) for file in ("config.json", *tokenizer) if (folder / file).is_file()}
+    return Source(name, folder, sha256(weights) if weights.is_file() else "", files)

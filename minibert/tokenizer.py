@@ -118,7 +118,11 @@ class Tokenizer:
 
     def save(self, folder: str | Path) -> None:
         """Write FOLDER/tokenizer.json: all that `load` needs."""
-        replace_file(Path(folder) / "tokenizer.json", lambda beside: self.backend.save(str(beside)))
+        replace_file(Path(folder) / "tokenizer.json", lambda beside: beside.write_bytes(self.content()))
+
+    def content(self) -> bytes:
+        """Of the file that `save` writes."""
+        return self.backend.to_str(pretty=True).encode()
 
 
 def from_vocab(folder: Path) -> Backend:

@@ -93,6 +93,14 @@ def test_every_run_is_a_real_one_and_scored(finished, tiny):
     assert max(len(line) for text in lines[1:] for line in fold(text).splitlines()) <= 80  # the first has a path
 
 
+def test_heads_are_an_axis(tiny, tmp_path):
+    failed, _ = run(grid_of(tiny, init=["random"], head=["linear", "attention"], epochs=[1]), tmp_path / "grid")
+    assert failed == []
+    folders = [path for path in (tmp_path / "grid" / "runs").iterdir() if (path / "outcome.json").exists()]
+    settings = [json.loads((path / "config.json").read_text())["settings"] for path in folders]
+    assert {(s["head"], s["pool"]) for s in settings} == {("linear", "cls"), ("attention", "tokens")}
+
+
 def test_the_same_command_again_runs_nothing_and_more_seeds_are_added(finished, tiny, tmp_path, monkeypatch):
     path, _ = finished
     monkeypatch.setattr(Worker, "run", lambda *order: pytest.fail("a run was started"))

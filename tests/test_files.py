@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 
 import numpy as np
 import pytest
@@ -62,6 +63,20 @@ def test_a_writer_that_writes_nothing_leaves_what_was_there(tmp_path):
         replace_file(path, lambda beside: None)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_power_cut_finds_content_behind_a_name_and_the_name_itself(tmp_path, monkeypatch):
+    """No test can cut the power; what the system is asked for is: the file on the disk, its name, the folder."""
+    seen, fsync, replace = [], os.fsync, os.replace
+
+    def flush(handle):
+        seen.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else f"{os.fstat(handle).st_size} bytes")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", lambda *names: (seen.append("name"), replace(*names)))
+    replace_file(tmp_path / "a.txt", lambda beside: beside.write_text("new"))
+    assert seen == ["3 bytes", "name", "folder"]
 
 
 def test_json_round_trip(tmp_path):

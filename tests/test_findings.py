@@ -307,6 +307,10 @@ def test_what_the_head_reads_is_no_condition_where_it_follows_from_the_start(tmp
     assert (found["varied"], found["matched"][0]["n"]) == ([], 2)
     found = found_of(tmp_path / "b", [*made, ({"init": "random", "pool": "mean"}, {})])
     assert found["varied"] == ["pool"]
+    heads = [({"init": init, "pool": pool, "head": head}, {}) for init in pools
+             for head, pool in (("linear", pools[init]), ("attention", "tokens"))]  # fmt: skip
+    found = found_of(tmp_path / "c", [*heads, *made])  # those of an older version have no "head"
+    assert found["varied"] == ["head"]
 
 
 def test_parts_over_time(tmp_path):

@@ -182,7 +182,7 @@ def test_cancelled_and_requeued_and_left_alone_a_grid_comes_to_the_same_as_on_on
     out, said = last.communicate(timeout=600)
     assert last.returncode == 0, said
     assert "1 submitted, 0 in the queue before" in out
-    assert "resuming" in log(other)  # scancel's SIGTERM, too, saves a run
+    assert "resuming" in log(other)  # a cancelled run goes on where it stood
     alone = start([*command, "--jobs", "2", "--out", str(tmp_path / "alone")])
     alone.communicate(timeout=1800)
     assert alone.returncode == 0

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from minibert.engine.dropout import OneKernelDropout
 from minibert.engine.machine import Machine
 from minibert.engine.network import Padded, half_weights, with_copies
 from minibert.engine.optimizer import AdamW, LossScaler, Schedule
-from minibert.engine.step import State, Sums, accumulate, step, update
+from minibert.engine.step import State, Sums, accumulate, classification, step, update
 from minibert.model import BertClassifier, BertConfig
 
 META, CPU = torch.device("meta"), torch.device("cpu")
@@ -95,6 +96,8 @@ def on_meta(config, name="fp32", examples=2, length=128, masked=False):
 def test_a_step_never_looks_at_a_number(name, masked):
     """On the meta device there is none to look at, and tensors of other devices do not mix."""
     state, batch, count = on_meta(TINY, name, 3, 12, masked)
+    if masked:
+        state.loss = partial(classification, weight=torch.ones(5, device=META), label_smoothing=0.1)
     step(state, [batch], count)
     step(state, [batch, batch], count)
     assert state.sums.total.device == state.optimizer.steps.device == state.scaler.scale.device == META

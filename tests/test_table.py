@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minibert.data.table import natural, read_texts
+from minibert.data.table import Layout, natural, read_texts
 from minibert.errors import InputError
 
 
@@ -136,7 +136,15 @@ def test_unknown_kind(put, name):
         ("text,klass\none,a\n", "no column 'label'; found text, klass"),
         ("body,label\none,a\n", "no column 'text'; found body, label"),
         ("a,b\n1,2\n", "no column 'label' or 'text'; found a, b"),
-        ("text;label\none;a\n", "no column 'label' or 'text'; found text;label"),
+        (
+            "body;klass\none;a\n",
+            "no column 'label' or 'text'; found body, klass; --text-column and --label-column NAME",
+        ),
+        (
+            "text|label\none|a\n",
+            'found one, \'text|label\': is "|" the delimiter\\? --delimiter "|"'.replace("|", "\\|"),
+        ),
+        ("text,label,text\none,a,b\n", "two columns are called 'text'"),
         ("", "no column .* found nothing"),
         ("text,label\n", "no examples"),
         ("text,label\none,a\ntwo\n", "line 3: no 'label'"),
@@ -155,6 +163,71 @@ def test_unknown_kind(put, name):
 def test_csv_errors_say_what_and_where(put, content, words):
     with pytest.raises(InputError, match=f"a\\.csv.*{words}"):
         read_texts(put("a.csv", content))
+
+
+OWN = Layout({"text": "review", "label": "stars", "text_b": "answer"})
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text,stars,review,answer,split\nx,5,one,uno,train\ny,1,two,due,test\n"),
+        ("a.csv", "text;stars;review;answer;split\nx;5;one;uno;train\ny;1;two;due;test\n"),
+        ("a.csv", '"text"\t"stars"\treview\tanswer\tsplit\nx\t5\tone\tuno\ttrain\ny\t1\ttwo\tdue\ttest\n'),
+        ("a.tsv", "text\tstars\treview\tanswer\tsplit\nx\t5\tone\tuno\ttrain\ny\t1\ttwo\tdue\ttest\n"),
+        ("a.jsonl", '{"review": "one", "stars": 5, "answer": "uno", "split": "train", "text": "x"}\n'
+                    '{"review": "two", "stars": 1, "answer": "due", "split": "test"}\n'),
+    ],
+)  # fmt: skip
+def test_columns_of_other_names(put, name, content):
+    table = read_texts(put(name, content), layout=OWN)
+    assert (table.texts, table.labels, table.pairs) == (["one", "two"], ["5", "1"], ["uno", "due"])
+    assert (table.splits, table.groups) == (["train", "test"], None)
+
+
+def test_a_column_has_one_use(put):
+    """A name that was given to the text is no longer that of second texts."""
+    path = put("a.csv", "text_b,label\none,a\n")
+    assert read_texts(path, layout=Layout({"text": "text_b"})).pairs is None
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "content"),
+    [
+        ("|", "text|label\none, two|a\n"),
+        (";", "text,x;text;label\n1;one, two;a\n"),
+        ("tab", "text\tlabel\none, two\ta\n"),
+    ],
+)
+def test_a_delimiter_that_is_named(put, delimiter, content):
+    assert read_texts(put("a.csv", content), layout=Layout(delimiter=delimiter)).texts == ["one, two"]
+
+
+def test_a_delimiter_is_found_out_from_the_header_alone(put):
+    """Not from the rows: a text may hold any of them."""
+    assert read_texts(put("a.csv", 'label;text\na;"one;two"\nb;,,,\n')).texts == ["one;two", ",,,"]
+    assert read_texts(put("b.csv", "label,text\na,;;;;\n")).texts == [";;;;"]
+    assert read_texts(put("c.csv", "text;label;x, y, or z\none;a;x\n")).texts == ["one"]
+    with pytest.raises(InputError, match="found one, 'text,label': is \",\" the delimiter"):
+        read_texts(put("a.tsv", "text,label\none,a\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", "review,stars\none,5\n", "no column 'answer'; found review, stars; --text-b-column NAME: what it"),
+        ("a.csv", "review,stars,answer\n ,5,uno\n", "line 2: empty 'review'"),
+        (
+            "a.jsonl",
+            '{"review": "one", "answer": "uno"}',
+            "line 1: no 'stars'; found answer, review; --label-column NAME",
+        ),
+        ("a.jsonl", "[1]", "line 1: not an object with 'review' and 'stars'"),
+    ],
+)
+def test_errors_call_columns_as_the_file_does(put, name, content, words):
+    with pytest.raises(InputError, match=words):
+        read_texts(put(name, content), layout=OWN)
 
 
 @pytest.mark.parametrize(

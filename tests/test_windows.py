@@ -406,8 +406,14 @@ def test_arrays_of_other_names_are_left_alone(save):
 
 @pytest.mark.parametrize("y", [np.array([0.0, 1.0, np.nan] * 2), np.array(["a", "b", ""] * 2)])
 def test_windows_without_a_label(save, y):
-    with pytest.raises(InputError, match=r"own\.npz: y has an empty label or NaN"):
+    with pytest.raises(InputError, match=r"own\.npz: y has an empty name or NaN"):
         read_windows(save(y=y))
+
+
+@pytest.mark.parametrize("array", ["group", "split"])
+def test_windows_with_a_group_or_split_that_is_no_name(save, array):
+    with pytest.raises(InputError, match=rf"own\.npz: {array} has an empty name or NaN"):
+        read_windows(save(**{array: np.array([0.0, np.nan, 1.0] * 2)}))
 
 
 @pytest.mark.filterwarnings("error")

@@ -52,7 +52,9 @@ def split_rows(table: Table, seed: int) -> dict[str, np.ndarray]:
     return rows
 
 
-def fewer(rows: np.ndarray, labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+def fewer(
+    rows: np.ndarray, labels: np.ndarray, count: int, seed: int, what: str = "--examples", split: str = "training"
+) -> np.ndarray:
     """`count` of the rows, each class in its share, those of a smaller count among those of a larger one.
 
     In the order that they are taken in, the r-th of n rows of a class stands at r / n: first one of each class, then
@@ -60,6 +62,7 @@ def fewer(rows: np.ndarray, labels: np.ndarray, count: int, seed: int) -> np.nda
 
     Args:
         rows: row numbers of one split; labels: of all rows.
+        what, split: who asks, and of which split, for messages.
 
     Raises:
         InputError: more than there are, or fewer than there are classes.
@@ -67,7 +70,7 @@ def fewer(rows: np.ndarray, labels: np.ndarray, count: int, seed: int) -> np.nda
     classes = sorted(set(labels[rows]))
     if not len(classes) <= count <= len(rows):
         raise InputError(
-            f"--examples {count}: the training split has {len(rows):,} of {len(classes)} classes; take a number from"
+            f"{what} {count}: the {split} split has {len(rows):,} of {len(classes)} classes; take a number from"
             f" {len(classes)} to {len(rows)}, or all"
         )
     generator = np.random.default_rng(derive(seed, "subset"))

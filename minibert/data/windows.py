@@ -106,8 +106,9 @@ def table_of_arrays(name: str, where: str, digest: str, arrays: dict[str, np.nda
                 f"{where}: {array} has shape {arrays[array].shape}; with {len(windows)} windows it must be"
                 f" ({len(windows)},)"
             )
-    if any(str(label).strip() in ("", "nan") for label in y):
-        raise InputError(f"{where}: y has an empty label or NaN in it; fill it or drop the window")
+    for array in ("y", "group", "split"):
+        if any(str(name).strip() in ("", "nan") for name in arrays.get(array, [])):
+            raise InputError(f"{where}: {array} has an empty name or NaN in it; fill it or drop the window")
     return Table(
         name=name,
         labels=[str(label) for label in y],
@@ -244,9 +245,13 @@ class Encoding:
         cells = f" of {self.bins ** len(self.places):,} cells" if self.kind == "grid" else ""
         return f"{','.join(self.names)} as {self.kind}{cells}, {self.steps} steps"
 
+    def numbers(self, windows: np.ndarray) -> np.ndarray:
+        """(n, steps, channels) -> (n, self.steps, C), in the units of the data: what is written as text."""
+        return shorten(windows[:, :, self.places].astype(np.float64), self.steps)
+
     def texts(self, windows: np.ndarray) -> list[str]:
         """(n, steps, channels) -> n texts."""
-        x = shorten(windows[:, :, self.places].astype(np.float64), self.steps)  # (n, self.steps, C)
+        x = self.numbers(windows)
         if self.kind == "decimals":
             # As many decimals as tell about a hundredth of the range apart.
             span = self.ranges[:, 1] - self.ranges[:, 0]

@@ -65,6 +65,7 @@ class Engine:
         """
         Raises:
             KeyError: a tensor of `state_dict` is missing.
+            RuntimeError: one has another shape.
         """
         optimizer = self.state.optimizer
         for name, tensor in self.trained.state_dict().items():

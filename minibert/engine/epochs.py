@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ class Plan:
         examples: how many there are; batch_size: of a forward pass; accumulate: forward passes a step.
         order, dropout: seeds.
         purpose: keeps the random streams of different trainings apart.
+        least: examples that a forward pass needs; a last batch of fewer joins the one before.
     """
 
     examples: int
@@ -43,6 +43,7 @@ class Plan:
     order: int = 0
     dropout: int = 0
     purpose: str = ""
+    least: int = 1
 
     @property
     def size(self) -> int:
@@ -52,12 +53,17 @@ class Plan:
     @property
     def steps(self) -> int:
         """Of an epoch."""
-        return math.ceil(self.examples / self.size)
+        whole, rest = divmod(self.examples, self.size)
+        return max(1, whole + (rest >= self.least))
 
     def rows(self, epoch: int) -> list[list[int]]:
         """The examples of each step."""
         generator = torch.Generator().manual_seed(derive(self.order, f"{self.purpose}order", epoch))
-        return cut(torch.randperm(self.examples, generator=generator).tolist(), self.size)
+        return cut(torch.randperm(self.examples, generator=generator).tolist(), self.size, self.least)
+
+    def batches(self, chosen: Sequence[int]) -> list[Sequence[int]]:
+        """The examples of each forward pass of a step."""
+        return cut(chosen, self.batch_size, self.least)
 
     def seed(self, cursor: Cursor) -> int:
         """Of all that is drawn in a step: dropout, and which words are masked."""
@@ -88,14 +94,30 @@ class Watch:
     """Reads an engine's sums now and then, and ends a run whose gradients no step can use.
 
     Reading waits for the device, so it is done at each step where the device is the host, else at each second or so.
+
+    Args:
+        unusable: how many steps back the first one may lie that could not be used, from 1 -> what to raise.
+        patience: so many of them in a row are passed over.
+
+    Attributes:
+        in_a_row: of the last steps, those whose gradients were not finite, where a smaller loss scale cannot mend that.
     """
 
-    def __init__(self, engine: Engine, unusable: Callable[[int], InputError]) -> None:
-        self.engine, self.unusable = engine, unusable
+    def __init__(self, engine: Engine, unusable: Callable[[int], InputError], patience: int = 0) -> None:
+        self.engine, self.unusable, self.patience = engine, unusable, patience
         self.at_once = engine.machine.device.type == "cpu"
         self.looked = time.monotonic()
+        self.steps = self.in_a_row = self.lost = 0
+        self.expected: int | None = None
+        self.skipped = engine.state.sums.read().skipped
 
-    def look(self) -> None:
+    def look(self, expected: int | None = None) -> None:
+        """Behind each step.
+
+        Args:
+            expected: what the sums have counted by now, if every loss was finite.
+        """
+        self.steps, self.expected = self.steps + 1, expected
         if self.at_once or time.monotonic() - self.looked > 1:
             self.read()
 
@@ -103,11 +125,16 @@ class Watch:
         """The sums of the epoch so far.
 
         Raises:
-            InputError: what `unusable` makes of the number of a step whose gradients were not finite, where a smaller
-                loss scale cannot mend that.
+            InputError: what `unusable` makes of it.
         """
         self.looked = time.monotonic()
         seen = self.engine.state.sums.read()
-        if seen.skipped and self.engine.state.scaler.spent:
-            raise self.unusable(int(self.engine.state.optimizer.steps) + 1)
+        steps, bad = self.steps, seen.skipped - self.skipped
+        lost = 0 if self.expected is None else self.expected - seen.count
+        hopeless = bad > 0 and (lost > self.lost or self.engine.state.scaler.spent)
+        if steps:
+            self.in_a_row = self.in_a_row + bad if hopeless and bad == steps else 0
+        self.steps, self.skipped, self.lost = 0, seen.skipped, lost
+        if hopeless and (not self.patience or self.in_a_row > self.patience):
+            raise self.unusable(steps)
         return seen

@@ -288,7 +288,11 @@ class LossScaler:
 
 
 def warmup_steps(warmup: float, total: int) -> int:
-    """A fraction below 1 of `total` steps, rounded up; from 1 on a number of steps."""
+    """A fraction below 1 of `total` steps, rounded up; from 1 on a number of steps. A single step has none: with a
+    warmup its rate would be 0.
+    """
+    if total == 1:
+        return 0
     return math.ceil(warmup * total) if warmup < 1 else int(warmup)
 
 

@@ -21,11 +21,27 @@ Loss = Callable[[Network, Any], tuple[Tensor, Tensor]]  # a batch -> the sum of 
 Reduce = Callable[[Sequence[Tensor]], None]  # adds each tensor up over all processes, in place
 
 
-def classification(network: Network, batch: Any) -> tuple[Tensor, Tensor]:
-    """The cross-entropy of the logits, added up over the examples, and how many answers were right."""
+def classification(
+    network: Network, batch: Any, weight: Tensor | None = None, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The cross-entropy of the logits, added up over the examples, and how many answers were right.
+
+    Args:
+        weight, label_smoothing: as torch's cross_entropy takes them; (C,), and a number from 0 to 1.
+    """
     logits = network(batch)[0].float()
     right = (logits.detach().argmax(dim=1) == batch.labels).sum()
-    return F.cross_entropy(logits, batch.labels, reduction="sum"), right
+    return F.cross_entropy(logits, batch.labels, weight, reduction="sum", label_smoothing=label_smoothing), right
+
+
+def balanced(labels: Tensor, classes: int) -> Tensor:
+    """(C,) weights n / (C n_c), by which all classes count the same (King and Zeng 2001; scikit-learn's "balanced").
+
+    Their mean over all n examples is 1, so a step goes on dividing by its number of examples. torch's mean divides by
+    the batch's sum of weights: in a batch of one class, or of one example, nothing is left of them then.
+    """
+    counts = torch.bincount(labels, minlength=classes).double()
+    return (len(labels) / (classes * counts)).float()
 
 
 def alone(tensors: Sequence[Tensor]) -> None:
@@ -48,7 +64,9 @@ class Sums:
         self.total = torch.zeros(4, dtype=torch.float64, device=device)
 
     def add(self, loss: Tensor, right: Tensor, count: Tensor) -> None:
-        self.total[:3] += torch.stack([loss.double(), right.double(), count.double()])
+        """Of each batch. One whose loss is not finite is left out: it would hide all others."""
+        seen = torch.stack([loss.double(), right.double(), count.double()])
+        self.total[:3] += torch.where(loss.isfinite(), seen, 0.0)
 
     def skip(self, finite: Tensor) -> None:
         """Of each step, whether its gradients were finite."""

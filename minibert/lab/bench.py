@@ -27,7 +27,7 @@ from minibert.config import TrainConfig
 from minibert.data import Examples
 from minibert.engine import Engine, assemble
 from minibert.engine.dropout import dropout_for
-from minibert.engine.machine import DTYPES, Machine, choose_device, choose_machine
+from minibert.engine.machine import DTYPES, Machine, choose_device, choose_machine, processor
 from minibert.engine.optimizer import Schedule
 from minibert.errors import InputError, Say
 from minibert.evaluation import predict
@@ -292,14 +292,6 @@ def shortest(work: Callable[[], Any], device: torch.device, times: int = 12) -> 
         synchronize(device)
         seconds.append(time.perf_counter() - begin)
     return min(seconds)
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

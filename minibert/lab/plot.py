@@ -12,8 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO
 
+from minibert.config import TrainConfig
 from minibert.errors import InputError
 from minibert.files import replace_file
+from minibert.lines import lacks
 from minibert.training.folder import best_of, read_history, read_run
 
 MOST = 10  # runs: more letters or colours than that are told apart by nobody
@@ -34,10 +36,11 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Run:
-    """A run's name, as the user knows it, and the rows of its epochs."""
+    """A run's name, as the user knows it, the rows of its epochs, and by what the best of them is chosen."""
 
     name: str
     history: list[dict[str, Any]]
+    select: str = TrainConfig.select
 
     def points(self, field: str) -> list[Point]:
         return [(row["epoch"], row[field]) for row in self.history if math.isfinite(row[field])]
@@ -53,11 +56,11 @@ def read(paths: Sequence[Path]) -> list[Run]:
     short = len({path.name for path in paths}) == len(paths)
     runs = []
     for path in paths:
-        read_run(path)  # refuses what is none
+        config, _ = read_run(path)
         history = read_history(path)
         if not history:
             raise InputError(f"{path} has no epoch yet; wait for the first to end, or go on with --resume {path}")
-        runs.append(Run(path.resolve().name if short else str(path), history))
+        runs.append(Run(path.resolve().name if short else str(path), history, config.select))
     return runs
 
 
@@ -157,7 +160,7 @@ def in_terminal(runs: Sequence[Run], metrics: Sequence[str], plain: bool = False
         mark = "- -" if plain else chr(BRAILLE + DOTS[0][1]) * 3
         lines.append(f"{mark}  {words}: {', '.join(f'{level:.3f}' for level in levels)}")
     for number, run in enumerate(runs):
-        best, room = best_of(run.history), 36
+        best, room = best_of(run.history, run.select), 36
         name = run.name if len(run.name) <= room else cut + run.name[len(cut) - room :]
         name = name.encode("ascii", "replace").decode() if plain else name
         lines.append(
@@ -173,11 +176,7 @@ def letter_of(number: int) -> str:
 
 def must_be_plain(stream: TextIO) -> bool:
     """Whether the stream's encoding lacks what lines are drawn with."""
-    try:
-        f"│…{chr(BRAILLE)}".encode(stream.encoding or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return True
-    return False
+    return lacks(stream, f"│…{chr(BRAILLE)}")
 
 
 def check_picture(path: Path) -> None:

@@ -19,7 +19,8 @@ from minibert.files import replace_file
 from minibert.model import BertClassifier
 from minibert.setup import Head, make_head
 from minibert.tokenizer import Tokenizer
-from minibert.training.folder import read_run
+from minibert.training.folder import has_model, own_tokenizer, read_history, read_run
+from minibert.training.keeper import how_to_go_on
 
 
 class Saved(NamedTuple):
@@ -40,11 +41,19 @@ def load_run(path: Path, head: Head | None = None) -> Saved:
         InputError: not a run, no epoch of it has ended, its weights were dropped, or `head` is missing or another.
     """
     config, content = read_run(path)
+    if not config.save:
+        raise InputError(f"{path} was trained with --no-save, so it has no model; metrics.jsonl has its figures")
     if (path / "outcome.json").is_file() and not (path / "model" / "model.safetensors").is_file():
         raise InputError(f"{path} was scored and its weights were dropped; outcome.json and predictions.csv have what"
                          " came of it, ablate --keep-weights keeps the weights, too")  # fmt: skip
-    if not (path / "model" / "model.safetensors").is_file():
-        raise InputError(f"{path} has no model yet; its first epoch has not ended (go on with --resume {path})")
+    if not has_model(path):
+        if "ended" in content or read_history(path):
+            raise InputError(
+                f"{path / 'model'}, the best epoch, is gone, and nothing else holds it; start the run anew"
+            )
+        raise InputError(f"{path} has no model yet; its first epoch has not ended ({how_to_go_on(path)} goes on)")
+    if not own_tokenizer(path, content):
+        raise InputError(f"{path / 'model' / 'tokenizer.json'} is not the run's own; {how_to_go_on(path)} puts it back")
     if head is None and content.get("head"):
         name = content["head"]
         raise InputError(

@@ -35,7 +35,8 @@ from minibert.setup import Ground, settle
 
 BYTES = 1e9, 30  # a job's memory: torch and data, and for each weight: weight, gradient, moments, copies in passing
 ALWAYS = ("data", "model", "examples", "epochs", "batch_size", "lr", "warmup", "precision")
-SEEDLESS = ("lr", "warmup", "epochs", "seed", "out", "weight_decay", "clip", "bias_correction", "stop_on_collapse")
+SEEDLESS = ("lr", "warmup", "epochs", "seed", "out", "weight_decay", "clip", "bias_correction", "stop_on_collapse",
+            "class_weights", "label_smoothing", "select", "early_stopping")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def foretell(planned: Planned, threads: int) -> float:
     torch.set_num_threads(threads)
     run = planned.runs[0]
     setup = prepare(TrainConfig(**run.settings), lambda line: None)
-    planned_steps = plan_of(setup.config, len(setup.data.train))
+    planned_steps = plan_of(setup)
     engine = engine_of(setup, planned_steps, lambda line: None)
     times = []
     with own_random_numbers(engine.machine.device):

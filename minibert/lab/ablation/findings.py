@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from minibert.config import TrainConfig
 from minibert.errors import InputError
 from minibert.lab.ablation import statistics
 from minibert.lab.ablation.claims import claims
@@ -50,8 +51,11 @@ def find(grid: Grid, baseline: str | None = None) -> Found:
     names = list(dict.fromkeys(key for run in grid.runs for key in run.settings if key not in ("init", "seed", "out")))
     values = {name: list(dict.fromkeys(setting(run, name) for run in grid.runs)) for name in names}
     varied = [name for name in names if len(values[name]) > 1]
-    # What the head reads follows from the start where it was left to it (random:deep takes the mean).
-    if "pool" in varied and len({(run.start, setting(run, "pool")) for run in grid.runs}) == len(starts):
+    # What the head reads follows from start and head where it was left to them (random:deep takes the mean).
+    kinds = {(run.start, setting(run, "head")) for run in grid.runs}
+    if "pool" in varied and len({(run.start, setting(run, "head"), setting(run, "pool")) for run in grid.runs}) == len(
+        kinds
+    ):
         varied.remove("pool")
     cells = arranged(grid.runs, lambda run: tuple((name, setting(run, name)) for name in varied))
     setups = arranged(grid.runs, lambda run: tuple((name, setting(run, name)) for name in varied if name not in TUNED))
@@ -107,7 +111,7 @@ def find(grid: Grid, baseline: str | None = None) -> Found:
 
 
 def setting(run: Run, name: str) -> Any:
-    return run.settings.get(name, "all" if name == "examples" else None)
+    return run.settings.get(name, getattr(TrainConfig, name, None))  # a setting that is newer than the run
 
 
 def arranged(runs: Iterable[Run], key: Callable[[Run], Condition]) -> Cells:

@@ -27,11 +27,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from minibert.config import TrainConfig, flag
+from minibert.config import ALONE, TrainConfig, flag
 from minibert.errors import InputError
 
 PRESETS = Path(__file__).parent / "presets"
-FIELDS = {entry.name: entry for entry in fields(TrainConfig) if entry.name != "out"}
+FIELDS = {entry.name: entry for entry in fields(TrainConfig) if entry.name not in ALONE}
 TYPES: dict[str, tuple[Callable[[Any], Any], type | tuple[type, ...]]] = {
     "int": (int, int), "float": (float, (int, float)), "bool": (bool, bool), "str": (str, (str, int)),
     "str | None": (str, str),

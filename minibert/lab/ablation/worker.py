@@ -90,7 +90,7 @@ def finish(path: Path, config: TrainConfig, broken: Path, keep_weights: bool) ->
     else:
         shutil.rmtree(path, ignore_errors=True)  # killed before it had begun
     if not ended:
-        _ = resume(path) if path.exists() else train(config)
+        _ = resume(path, force=True) if path.exists() else train(config)
     reports, predictions = evaluate_run(path)
     write_predictions(path / "predictions.csv", predictions)
     write_json(path / "outcome.json", reports)
