@@ -6,6 +6,7 @@ Imports no torch, so that `train.py --help` answers at once.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
@@ -59,6 +60,10 @@ class TrainConfig:
         "linear", "model", "linear; mlp: one hidden layer; attention: a learned query over all tokens", choices=HEADS
     )
     dropout: str = setting("0.1", "model", "one rate, or three: HIDDEN,ATTENTION,HEAD")
+    freeze: str = setting(
+        "none", "model", "never trained: embeddings, layers:I-J, encoder (all but the head), or several with commas"
+    )
+    freeze_encoder_epochs: int = setting(0, "model", "epochs at first in which the head alone is trained")
 
     epochs: int = setting(5, "training", "passes over the training examples")
     batch_size: int = setting(2, "training", "examples a forward pass")
@@ -93,7 +98,7 @@ class TrainConfig:
     out: str | None = setting(None, "run", "folder of the run (default: runs/DATE-INIT)")
 
     def __post_init__(self) -> None:
-        none = dict.fromkeys(("max_examples", "early_stopping", "stop_on_collapse"), 0)
+        none = dict.fromkeys(("max_examples", "early_stopping", "stop_on_collapse", "freeze_encoder_epochs"), 0)
         for name in ("max_length", "steps", "grid_cells", "epochs", "batch_size", "accumulate", *none):
             at_least, most = ({"max_length": 3} | none).get(name, 1), MOST_CELLS if name == "grid_cells" else 10**9
             value = getattr(self, name)
@@ -116,6 +121,9 @@ class TrainConfig:
         check(self, "delimiter", good, "one character, tab, or auto")
         good = self.examples == "all" or (is_count(self.examples) and int(self.examples) > 0)
         check(self, "examples", good, "all, or a whole number of at least 1")
+        frozen = [re.fullmatch(r"embeddings|encoder|layers:\d+-\d+", part) for part in self.freeze.split(",")]
+        allowed = "none, or embeddings, layers:I-J, encoder, with commas between, such as embeddings,layers:1-4"
+        check(self, "freeze", self.freeze == "none" or all(frozen), allowed)
         lr, warmup, decay, clip = self.lr, self.warmup, self.weight_decay, self.clip
         check(self, "lr", is_number(lr) and 0 < lr <= 1, "a number above 0 and at most 1; 1e-6 to 1e-4 is usual")
         good = is_number(warmup) and (0 <= warmup < 1 or (warmup >= 1 and warmup % 1 == 0))

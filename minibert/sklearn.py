@@ -44,6 +44,8 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
         model: str = TrainConfig.model,
         pool: str = TrainConfig.pool,
         dropout: str = TrainConfig.dropout,
+        freeze: str = TrainConfig.freeze,
+        freeze_encoder_epochs: int = TrainConfig.freeze_encoder_epochs,
         epochs: int = TrainConfig.epochs,
         batch_size: int = TrainConfig.batch_size,
         accumulate: int = TrainConfig.accumulate,
@@ -70,6 +72,8 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
         self.model = model
         self.pool = pool
         self.dropout = dropout
+        self.freeze = freeze
+        self.freeze_encoder_epochs = freeze_encoder_epochs
         self.epochs = epochs
         self.batch_size = batch_size
         self.accumulate = accumulate

@@ -213,6 +213,20 @@ def test_a_killed_process_goes_on(tiny, texts, tmp_path):
     assert one == two
 
 
+def test_two_processes_come_to_the_same_bits(tiny, texts, tmp_path):
+    """Whatever moves from one to the next: hashes, addresses, what the cache holds, the folder."""
+    ends = []
+    for name in "ab":
+        path = tmp_path / name
+        moved = {"PYTHONHASHSEED": str(ord(name)), "MINIBERT_CACHE": str(tmp_path / f"cache-{name}")}
+        run("train.py", "--data", str(texts), "--model", str(tiny), "--init", "random", "--epochs", "1", "--layers",
+            "--out", str(path), env=os.environ | moved)  # fmt: skip
+        row = json.loads((path / "metrics.jsonl").read_text())
+        files = [(path / name).read_bytes() for name in ("model/model.safetensors", "manifest.json", "start.json")]
+        ends.append((files, {key: value for key, value in row.items() if "second" not in key}))
+    assert ends[0] == ends[1]
+
+
 BAD = {
     "lr too high": (["--lr", "2"], "--lr 2.0: it must be a number above 0 and at most 1"),
     "lr zero": (["--lr", "0"], "--lr"),

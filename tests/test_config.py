@@ -25,6 +25,8 @@ from minibert.seeds import Seeds
         ("init", "pretrained"),
         ("pool", "auto"),
         ("head", "linear"),
+        ("freeze", "none"),
+        ("freeze_encoder_epochs", 0),
         ("accumulate", 1),
         ("bias_correction", True),
         ("data", "motion"),
@@ -88,6 +90,10 @@ def test_flags_are_spelled_with_dashes():
         {"encoding": "grid"},
         {"encoding": "decimals"},
         {"pool": "mean"},
+        {"head": "attention"},
+        {"freeze": "encoder"},
+        {"freeze": "embeddings,layers:1-12"},
+        {"freeze_encoder_epochs": 0},
         {"precision": "fp32"},
         {"precision": "bf16"},
         {"precision": "fp16"},
@@ -135,10 +141,11 @@ def test_counts_start_at_one(name, value):
         TrainConfig(**{name: value})
 
 
+@pytest.mark.parametrize("name", ["stop_on_collapse", "freeze_encoder_epochs"])
 @pytest.mark.parametrize("value", [-1, 1.5])
-def test_bad_stop_on_collapse(value):
-    with pytest.raises(InputError, match=f"--stop-on-collapse {value}: .*at least 0"):
-        TrainConfig(stop_on_collapse=value)
+def test_counts_that_start_at_zero(name, value):
+    with pytest.raises(InputError, match=f"{flag(name)} {value}: .*at least 0"):
+        TrainConfig(**{name: value})
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_the_line_says_where(conf
         with pytest.raises(InputError) as told:
             train(config, str)
     setup, path = loop.prepare(config, str), Path(config.out)
-    chosen = loop.plan_of(config, len(setup.data.train)).rows(2)[1]
+    chosen = loop.plan_of(setup).rows(2)[1]
     rows = ", ".join(str(setup.data.train.rows[i]) for i in chosen)  # those of the data, not of the split
     assert str(told.value).startswith("the gradient is not finite at step 6 (lr ")
     assert f"the gradient's norm was so first; rows {rows} of the data" in str(told.value)

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from minibert.config import TrainConfig, is_whole
 from minibert.engine.epochs import Cursor
-from minibert.engine.machine import processor
+from minibert.engine.machine import instructions, processor
 from minibert.errors import InputError
 from minibert.files import flush_folder, is_leftover, parse_json, read_json, replace_file, sha256, write_json
 from minibert.heads import HEADS
@@ -102,7 +102,7 @@ def content_of(setup: Setup) -> dict[str, Any]:
         },
         "device": setup.machine.describe(),
         "processor": processor(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "instructions": instructions(),
         "precision": setup.machine.name,
         "versions": {"python": platform.python_version(), **versions},
         "git_commit": git_commit(),

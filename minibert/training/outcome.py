@@ -96,7 +96,7 @@ def evaluate_run(
     machine = choose_machine(content["precision"], choose_device())
     network = evaluator(model, machine, [data.val, data.test])
     splits = {"val": data.val, "test": data.test}
-    outputs = {name: predict(network, split) for name, split in splits.items()}
+    outputs = {name: predict(network, split, processes=machine.processes) for name, split in splits.items()}
     reports = {name: report(outputs[name], split.labels, data.labels) for name, split in splits.items()}
     rows = (row for name, split in splits.items() for row in predictions(name, split, outputs[name], data.labels))
     return reports, rows
