@@ -14,6 +14,7 @@ import shlex
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from minibert.commands import guarded
 from minibert.config import ALONE, PRECISIONS, TrainConfig, add_flags
@@ -143,17 +144,56 @@ def add_ablate_flags(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--grid", metavar="FILE", type=Path, help="a grid of your own, in TOML, in place of a preset")
     own.add_argument("--seeds", metavar="N", type=int, help="seeds 0 to N-1 for each setting (default: the preset's)")
     own.add_argument("--out", metavar="DIR", type=Path, help="the grid's folder (default: runs/ablate-PRESET)")
-    own.add_argument("--jobs", metavar="N", type=int, help="runs at a time (default: one a core, one on a GPU)")
+    own.add_argument(
+        "--jobs", metavar="N", type=int, help="runs at a time (default: one a core, one on a GPU; on Slurm 256)"
+    )
     own.add_argument("--scale", metavar="X", type=float, default=1.0, help="shrink epochs and examples by this factor")
     own.add_argument("--baseline", metavar="START", help="the start that others are compared with")
-    own.add_argument("--dry-run", action="store_true", help="only print the runs and about how long they take")
+    own.add_argument(
+        "--dry-run", action="store_true", help="only print the runs, and about how long they take or what is submitted"
+    )
     own.add_argument("--keep-weights", action="store_true", help="keep each run's model, not only its predictions")
+    cluster = parser.add_argument_group("cluster")
+    cluster.add_argument(
+        "--launcher", metavar="{local,slurm}", default="local", help="where the runs are done (default: %(default)s)"
+    )
+    for name, metavar, kind, text in (
+        ("partition", "NAME", str, "Slurm's"),
+        ("account", "NAME", str, "who pays"),
+        ("time", "MINUTES", int, "of a job; a run that is not done goes back into the queue (default: 60)"),
+        ("gpus", "N", int, "of a job (default: 0)"),
+        ("cpus", "N", int, "of a job, and so threads (default: 1)"),
+        ("memory", "GB", float, "of a job (default: the cluster's)"),
+    ):
+        cluster.add_argument(f"--{name}", metavar=metavar, type=kind, default=argparse.SUPPRESS, help=text)
+    cluster.add_argument(
+        "--slurm-options", metavar="KEY=VALUE", nargs="+", dest="options", default=argparse.SUPPRESS,
+        help="more of sbatch's options, as in qos=low constraint=a100 exclusive",
+    )  # fmt: skip
+    cluster.add_argument("--cancel", action="store_true", help="cancel the grid's jobs, and run nothing")
     add_flags(parser, FIELDS, many=True)
+
+
+def launcher_of(given: argparse.Namespace) -> Any:
+    """What --launcher names; None for local ones, which are counted once the grid is known."""
+    from minibert.lab.ablation.slurm import Slurm
+
+    options = {entry.name: getattr(given, entry.name) for entry in fields(Slurm) if hasattr(given, entry.name)}
+    jobs = options.pop("jobs")
+    if given.launcher == "slurm":
+        return Slurm(**options, **({} if jobs is None else {"jobs": jobs}))
+    if given.launcher != "local":
+        raise InputError(f"--launcher {given.launcher}: it must be local or slurm")
+    if options or given.cancel:
+        name = next((f"--{name}" for name in options), "--cancel").replace("--options", "--slurm-options")
+        raise InputError(f"{name} is for --launcher slurm")
+    return None
 
 
 def run_ablate(given: argparse.Namespace) -> int:
     from minibert.lab.ablation.ablate import ablate
     from minibert.lab.ablation.grid import check_seeds, preset, read_grid_file
+    from minibert.lab.ablation.local import Local
 
     values = {name: getattr(given, name) for name in FIELDS if hasattr(given, name)}
     if given.seeds is not None and "seed" in values:
@@ -171,13 +211,19 @@ def run_ablate(given: argparse.Namespace) -> int:
     stem += "".join(f"-{Path(data).stem}" for data in values.get("data", []))
     out = given.out or Path("runs") / f"ablate-{stem}"
     command = " ".join(["python -m minibert", *map(shlex.quote, sys.argv[1:])])
+    launcher = launcher_of(given)
+    if given.cancel:
+        launcher.cancel(out)
+        return 0
+    if launcher:
+        launcher.check(grid)
     try:
         failed = ablate(
-            grid, out, jobs=given.jobs, scale=given.scale, own_examples="examples" in values, dry_run=given.dry_run,
-            keep_weights=given.keep_weights, command=command,
+            grid, out, jobs=None if launcher else given.jobs, scale=given.scale, own_examples="examples" in values,
+            dry_run=given.dry_run, keep_weights=given.keep_weights, command=command, launcher=launcher,
         )  # fmt: skip
     except KeyboardInterrupt:
-        raise Stopped("the same command goes on where it stands") from None
+        raise Stopped((launcher or Local).stopped) from None
     if not given.dry_run:
         from minibert.lab.ablation.report import tell
 

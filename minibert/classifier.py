@@ -166,7 +166,7 @@ class Classifier:
     def __init__(self, path: Path, head: Head | None = None, precision: str | None = None) -> None:
         config, content, model, self.tokenizer = load_run(path, head)
         dataset = content["dataset"]
-        if "encoding" not in dataset:
+        if not {"encoding", "labels", "pairs"} <= dataset.keys():
             raise InputError(f"{path} was made by an older version, which did not keep how inputs are read; train anew")
         self.config = config
         self.path, self.labels, self.pairs, self.head = path, list(dataset["labels"]), bool(dataset["pairs"]), head

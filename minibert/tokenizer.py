@@ -22,6 +22,16 @@ from minibert.sources import folder_of
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
+# What a tokenizer.json may be made of: the parts of BERT's. Others, such as Replace, can make of a short text one that
+# fills the memory, or search it for ever.
+PARTS = {
+    "normalizer": ("BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Strip", "StripAccents"),
+    "pre_tokenizer": ("BertPreTokenizer", "Digits", "Punctuation", "Whitespace", "WhitespaceSplit"),
+    "post_processor": ("BertProcessing", "TemplateProcessing"),
+    "model": ("WordPiece",),
+}
+LONGEST_WORD = 1000  # letters that are searched for pieces: the time grows with the square
+
 
 class Tokens(NamedTuple):
     """What a BERT takes, in its order: `bert(*tokenizer(texts))`."""
@@ -56,11 +66,12 @@ class Tokenizer:
         else a vocabulary without a single upper-case letter is.
 
         Raises:
-            InputError: neither file, or not readable, or BERT's special tokens are not in it.
+            InputError: neither file, or not readable, or not of BERT's parts, or its special tokens are not in it.
         """
         folder = folder_of(folder)
         try:
             if (folder / "tokenizer.json").is_file():
+                check_parts(folder / "tokenizer.json")
                 backend = Backend.from_file(str(folder / "tokenizer.json"))
             elif (folder / "vocab.txt").is_file():
                 backend = from_vocab(folder)
@@ -147,12 +158,39 @@ class Tokenizer:
         return self.backend.to_str(pretty=True).encode()
 
 
+def check_parts(path: Path) -> None:
+    """
+    Raises:
+        InputError: a tokenizer.json that is no tokenizer of BERT's.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is no object")
+    for part, known in PARTS.items():
+        waiting = [content.get(part)]
+        while waiting:
+            one = waiting.pop()
+            if isinstance(one, dict) and one.get("type") == "Sequence":
+                inner = next((one[name] for name in ("normalizers", "pretokenizers", "processors") if name in one), [])
+                waiting += inner if isinstance(inner, list) else [inner]
+            elif one is not None and (not isinstance(one, dict) or one.get("type", known[0]) not in list(known)):
+                name = one.get("type") if isinstance(one, dict) else one
+                raise InputError(f"{path}: its {part} is {name!r}; BERT's is one of {', '.join(known)}")
+    model = content.get("model")
+    longest = model.get("max_input_chars_per_word", 100) if isinstance(model, dict) else 100
+    if not isinstance(longest, int) or not 0 < longest <= LONGEST_WORD:
+        raise InputError(f"{path}: max_input_chars_per_word is {longest!r}; it must be from 1 to {LONGEST_WORD}")
+
+
 def from_vocab(folder: Path) -> Backend:
     """BERT's pipeline over FOLDER/vocab.txt: clean, split, then the longest pieces first (words up to 100 letters)."""
     words = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
     lowercase = not any(word != word.lower() for word in words if not word.startswith("["))
     if (folder / "tokenizer_config.json").is_file():
-        lowercase = read_json(folder / "tokenizer_config.json").get("do_lower_case", lowercase)
+        config = read_json(folder / "tokenizer_config.json")
+        lowercase = config.get("do_lower_case", lowercase) if isinstance(config, dict) else lowercase
+        if not isinstance(lowercase, bool):
+            raise InputError(f"{folder / 'tokenizer_config.json'}: do_lower_case is {lowercase!r}; true or false")
     backend = Backend(WordPiece.from_file(str(folder / "vocab.txt"), unk_token="[UNK]"))
     backend.normalizer = BertNormalizer(lowercase=lowercase)
     backend.pre_tokenizer = BertPreTokenizer()
