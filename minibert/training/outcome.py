@@ -22,7 +22,6 @@ from minibert.tokenizer import Tokenizer
 from minibert.training.folder import has_model, own_tokenizer, read_history, read_run
 from minibert.training.keeper import how_to_go_on
 
-
 Put = Callable[[Path, Callable[[Path], Any]], None]
 
 
