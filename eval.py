@@ -30,14 +30,18 @@ def main(arguments: list[str]) -> None:
     if len(given.runs) > 1:
         compare(given)
         return
-    from minibert.evaluation import format_report  # imports torch, which --help need not wait for
+    from minibert.engine.processes import joined  # imports torch, which --help need not wait for
+    from minibert.evaluation import format_report
     from minibert.lab.baseline import baseline, check_kind, format_baseline
     from minibert.training.outcome import evaluate_run, write_predictions
 
     if given.baseline is not None:
         check_kind(given.baseline)  # before a model is loaded
     (path,) = given.runs
-    reports, rows = evaluate_run(path)
+    with joined() as processes:
+        reports, rows = evaluate_run(path)
+    if processes.rank:
+        return  # the first one speaks
     found = None
     if given.baseline is not None:
         rows = list(rows)
@@ -58,8 +62,12 @@ def compare(given: argparse.Namespace) -> None:
         if getattr(given, name) is not None:
             raise InputError(f"--{name} is about one run; got {len(given.runs)}")
     from minibert.comparison import format_comparison, score
+    from minibert.engine.processes import joined
 
-    runs = [score(path) for path in given.runs]
+    with joined() as processes:
+        runs = [score(path) for path in given.runs]
+    if processes.rank:
+        return
     if given.json:
         entries = [{"run": str(run.path), "init": run.config.init, "lr": run.config.lr} | run.reports for run in runs]
         print(json.dumps(entries, indent=2))

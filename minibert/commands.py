@@ -13,12 +13,16 @@ from types import FrameType
 def guarded(command: Callable[[list[str]], int | None]) -> int:
     """Run `command` on the arguments. What the user can mend is one line and exit code 2; Ctrl-C is 130; where nobody
     reads the output any more, as behind `| head`, it is 141, as a shell counts it.
+
+    Of several processes the first one on each machine says what all of them end for.
     """
-    from minibert.errors import InputError, is_out_of_memory
+    from minibert.errors import InputError, OwnError, is_out_of_memory
+    from minibert.launch import launch
     from minibert.lines import visible
 
     # Line by line, so that a log file shows each epoch when it ends; and no letter that a terminal lacks ends a run.
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    speaks = launch().local_rank == 0
     name = sys.argv[0].rsplit("/", 1)[-1].replace("__main__.py", "minibert")
 
     def end(code: int, said: str) -> int:
@@ -45,10 +49,11 @@ def guarded(command: Callable[[list[str]], int | None]) -> int:
     except BrokenPipeError:
         return end(141, "")
     except (InputError, OSError) as error:
-        return end(2, visible(f"{name}: error: {error}") + "\n")
+        return end(2, visible(f"{name}: error: {error}") + "\n" if speaks or isinstance(error, OwnError) else "")
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         return end(2, visible(f"{name}: error: out of memory: {error}") + "\n")
     except KeyboardInterrupt as stop:
-        return end(getattr(stop, "code", 130), f"\n{name}: stopped{f'; {stop}' if str(stop) else ''}\n")
+        said = f"\n{name}: stopped{f'; {stop}' if str(stop) else ''}\n"
+        return end(getattr(stop, "code", 130), said if speaks else "")

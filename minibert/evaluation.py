@@ -12,6 +12,7 @@ from torch import Tensor
 
 from minibert.data import Examples
 from minibert.engine.network import Network
+from minibert.engine.processes import ALONE, Processes
 from minibert.lines import WIDTH, cell, columns, fold, visible
 from minibert.verdict import is_shut, judge
 
@@ -25,9 +26,11 @@ class Outputs(NamedTuple):
 
 
 @torch.no_grad()
-def predict(network: Network, examples: Examples, rows: Sequence[int] | None = None) -> Outputs:
+def predict(
+    network: Network, examples: Examples, rows: Sequence[int] | None = None, processes: Processes = ALONE
+) -> Outputs:
     """The logits of the examples at `rows` (None: all), and the vectors behind them. In portions by length, so that
-    little is padded.
+    little is padded; the same ones however many processes share them out.
     """
     model, was_training = network.model, network.model.training
     model.eval()
@@ -36,12 +39,12 @@ def predict(network: Network, examples: Examples, rows: Sequence[int] | None = N
     order = np.argsort(lengths, kind="stable")
     parts: list[tuple[Tensor, Tensor]] = []
     with network.autocast():
-        for portion in network.portions(lengths[order]):
+        for portion in processes.share(network.portions(lengths[order])):
             batch = network.batch(examples, rows[order[portion]].tolist())
             parts.append(tuple(part.float().cpu() for part in network(batch)))
     model.train(was_training)
     back = np.argsort(order)
-    logits, vectors = (torch.cat(part)[back] for part in zip(*parts))
+    logits, vectors = (torch.cat(part)[back] for part in zip(*processes.join(parts)))
     return Outputs(logits, vectors, is_shut(model.bert))
 
 

@@ -18,6 +18,7 @@ from minibert.data import BUNDLED, IN_MEMORY, Dataset, check_vocabulary, load_da
 from minibert.data.table import Table
 from minibert.engine.dropout import dropout_for
 from minibert.engine.machine import Machine, choose_device, choose_machine
+from minibert.engine.processes import ALONE, here
 from minibert.errors import InputError, Say
 from minibert.freezing import freeze, frozen_by
 from minibert.heads import HEADS, name_of
@@ -80,9 +81,13 @@ def settle(config: TrainConfig, say: Say = print, table: Table | None = None, ow
     bert_config = layer_config(init, checkpoint.read_config(source.path))
     tokenizer = Tokenizer.load(source.path)
     check_vocabulary(tokenizer, bert_config.vocab_size, source.name)
+    if init.scheme.needs_weights:
+        checkpoint.check_room(bert_config, source.path)
     frozen_by(config.freeze, bert_config.num_hidden_layers)  # refuses layers that are not there
     pool = config.pool if own_head else pool_for(config.pool, HEADS[config.head], bert_config)
     data = load_dataset(config, tokenizer, bert_config.max_position_embeddings, table)
+    if data.pairs and bert_config.type_vocab_size < 2:
+        raise InputError(f"{source.name} has one token type; second texts (text_b) need a --model with two")
     say(f"data: {data.summary}")
     # Resolved, so that a run that goes on elsewhere goes on with the same: also in its number format.
     resolved = {"pool": pool, "precision": machine.name}
@@ -164,11 +169,16 @@ def prepare(config: TrainConfig, say: Say = print, head: Head | None = None, tab
     """
     if head is not None and config.head != field_of("head").default:
         raise InputError(f"head twice: one of your own, and TrainConfig(head={config.head!r}); leave one out")
-    config, init, machine, source, bert_config, tokenizer, data = settle(config, say, table, head is not None)
+    processes = here()
+    ground = processes.each(settle, config, say, table, head is not None)
+    config, init, machine, source, bert_config, tokenizer, data = ground
+    same = (replace(config, data="", model=""), data.sha256, source.sha256)  # paths may differ between machines
+    processes.alike(same, "settings, data or checkpoints")
     learned = None
     if init.scheme.learns:
         (epochs,) = init.numbers(bert_config)
-        learned = self_mlm(bert_config, data.train, tokenizer, int(epochs), machine, say)
+        by_itself = replace(machine, processes=ALONE)
+        learned = processes.once(self_mlm, bert_config, data.train, tokenizer, int(epochs), by_itself, say)
     hidden, attention, in_front = config.rates
     if head is not None:
         head = make_head(head, bert_config.hidden_size, len(data.labels), config.seeds.head)

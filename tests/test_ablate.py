@@ -16,8 +16,9 @@ from minibert.errors import InputError
 from minibert.files import locked
 from minibert.lab.ablation import ablate as ablation
 from minibert.lab.ablation import worker
-from minibert.lab.ablation.ablate import Run, Worker, ablate
+from minibert.lab.ablation.ablate import Run, ablate
 from minibert.lab.ablation.grid import Grid, Product
+from minibert.lab.ablation.local import Worker
 from minibert.lines import fold
 
 
@@ -311,9 +312,12 @@ def test_the_time_left_follows_the_work_done(tmp_path):
     runs = [Run(f"r{i}", {"init": "random", "epochs": 1}, 1.0) for i in range(4)]
     display = ablation.Display(ablation.Planned(runs, [], {}), tmp_path, 0, runs, sys.stderr)
     display.started -= 30
-    display.note(runs[0], "begun")
+    display.note(runs[0], "running")
     display.note(runs[0], "done")
-    display.note(runs[1], "begun")
+    display.note(runs[1], "running")
     assert display.line() == "1 of 4 done, 1 running, 0 failed  1m30s left"
     display.note(runs[1], "failed")
     assert display.line() == "1 of 4 done, 0 running, 1 failed  0m30s left"
+    display.note(runs[2], "running")
+    display.note(runs[2], "pending")  # put back into a queue
+    assert display.line() == "1 of 4 done, 0 running, 1 pending, 1 failed  0m30s left"

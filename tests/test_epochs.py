@@ -70,6 +70,7 @@ def test_every_step_has_random_numbers_of_its_own():
     assert len(set(seeds)) == 10
     assert [replace(PLAN, order=1).seed(place) for place in places] == seeds
     assert set(seeds).isdisjoint(replace(PLAN, purpose="other ").seed(place) for place in places)
+    assert set(seeds).isdisjoint(PLAN.seed(place, rank=1) for place in places)
 
 
 @pytest.mark.parametrize(("name", "accumulate"), [("fp32", 2), ("bf16", 1), ("fp16", 2)])

@@ -15,7 +15,7 @@ from minibert.engine.graph import CudaGraphs, Recorded
 from minibert.engine.machine import Machine
 from minibert.engine.network import Network, half_weights, length_multiple, network_for, with_copies
 from minibert.engine.optimizer import WORTH_COMPILING, AdamW, LossScaler, Schedule
-from minibert.engine.step import Loss, State, Sums, classification, step
+from minibert.engine.step import Loss, State, Sums, alone, classification, step
 from minibert.engine.words import Words
 from minibert.errors import Say
 from minibert.model import BertClassifier
@@ -54,15 +54,20 @@ class Engine:
         self.state.optimizer.hold(held)
         self.state.numbers.copy_(numbers_of(self.state.optimizer, self.schedule))
 
+    def sums(self) -> Tensor:
+        """Of all processes. All of them ask."""
+        processes, sums = self.machine.processes, self.state.sums
+        return sums.over(processes.add) if processes.world > 1 else sums.total
+
     def model(self) -> BertClassifier:
         """The model as it is now, with all its words."""
         return self.words.all(self.original, self.trained, self.state.optimizer.shrinkage.item())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that training changed, on the CPU: flat, tensors only."""
+        """All that training changed, on the CPU: flat, tensors only. Of several processes, all of them ask."""
         parts = {"model": self.trained, "adamw": self.state.optimizer, "scaler": self.state.scaler}
         tensors = {f"{name}.{key}": t for name, part in parts.items() for key, t in part.state_dict().items()}
-        tensors["sums"] = self.state.sums.total
+        tensors["sums"] = self.sums()
         return {key: t.detach().cpu() for key, t in tensors.items()}
 
     @torch.no_grad()
@@ -78,6 +83,8 @@ class Engine:
         optimizer.load_state_dict(named(tensors, "adamw."))
         self.state.scaler.load_state_dict(named(tensors, "scaler."))
         self.state.sums.total.copy_(tensors["sums"])
+        if self.machine.processes.rank:
+            self.state.sums.total[:3] = 0  # the first process has them
         for name, copied in optimizer.half.items():
             copied.copy_(optimizer.parameters[name])
 
@@ -108,6 +115,7 @@ def assemble(
     words = Words(splits, model.config.pad_token_id)
     renumbered = [words.renumber(split) for split in splits]
     trained = words.fewer(model).to(machine.device)
+    machine.processes.spread([t.detach() for t in trained.state_dict().values()])
     # bf16 is too coarse to add the gradients of several batches up in
     half = half_weights(trained, machine) if accumulate == 1 else {}
     optimizer = AdamW(
@@ -121,7 +129,11 @@ def assemble(
     scaler = LossScaler(machine.name == "fp16", device=machine.device)
     state = State(computing, optimizer, scaler, Sums(machine.device), numbers_of(optimizer, schedule), clip, loss)
     on_cuda = machine.device.type == "cuda"
-    one = Recorded(state, CudaGraphs(machine.device), say) if on_cuda else partial(step, state)
+    reduce = machine.processes.add if machine.processes.world > 1 else alone
+    if on_cuda:
+        one: Step = Recorded(state, CudaGraphs(machine.device), say, reduce)
+    else:
+        one = partial(step, state, reduce=reduce)
     computing.model.train()
     return Engine(state, one, schedule, renumbered, machine, model, trained, words)
 

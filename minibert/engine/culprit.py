@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from minibert.engine import Engine
 
+NORM = "the gradient's norm"
+
 
 def first_not_finite(engine: Engine, batches: Sequence[Any], count: Tensor) -> str:
     """Weights, then the modules' outputs in the order of the forward pass, the loss, the gradients from the last on.
@@ -18,7 +20,7 @@ def first_not_finite(engine: Engine, batches: Sequence[Any], count: Tensor) -> s
     A step whose gradient is not finite changes no weight, so the passes find what it found, under the same seed.
 
     Returns:
-        What it is, in words.
+        What it is, in words; NORM where it is none of these, or lay in the batches of another process.
     """
     state, optimizer = engine.state, engine.state.optimizer
     for name, weight in engine.trained.named_parameters():
@@ -50,7 +52,7 @@ def first_not_finite(engine: Engine, batches: Sequence[Any], count: Tensor) -> s
     for name in reversed(optimizer.parameters):
         if leaves[name].grad is not None and not is_finite(leaves[name].grad):
             return f"the gradient of {name}"
-    return "the gradient's norm"
+    return NORM
 
 
 def is_finite(tensor: Tensor) -> bool:

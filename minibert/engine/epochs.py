@@ -65,9 +65,9 @@ class Plan:
         """The examples of each forward pass of a step."""
         return cut(chosen, self.batch_size, self.least)
 
-    def seed(self, cursor: Cursor) -> int:
-        """Of all that is drawn in a step: dropout, and which words are masked."""
-        return derive(self.dropout, f"{self.purpose}dropout", cursor.epoch, cursor.step)
+    def seed(self, cursor: Cursor, rank: int = 0) -> int:
+        """Of all that is drawn in a step by a process: dropout, and which words are masked."""
+        return derive(self.dropout, f"{self.purpose}dropout", cursor.epoch, cursor.step, *([rank] if rank else []))
 
 
 Batches = Callable[[Sequence[int]], tuple[Sequence[Any], int]]  # the examples of a step -> batches, how many count
@@ -76,7 +76,7 @@ Batches = Callable[[Sequence[int]], tuple[Sequence[Any], int]]  # the examples o
 def steps(engine: Engine, plan: Plan, cursor: Cursor, batches: Batches) -> Iterator[Cursor]:
     """Take the steps from `cursor` to the end of its epoch; gives the cursor behind each."""
     for chosen in plan.rows(cursor.epoch)[cursor.step :]:
-        torch.manual_seed(plan.seed(cursor))
+        torch.manual_seed(plan.seed(cursor, engine.machine.processes.rank))
         micro, count = batches(chosen)
         engine.step(micro, engine.count(count))
         cursor = Cursor(cursor.epoch, cursor.step + 1)
@@ -93,7 +93,8 @@ def own_random_numbers(device: torch.device) -> Iterator[None]:
 class Watch:
     """Reads an engine's sums now and then, and ends a run whose gradients no step can use.
 
-    Reading waits for the device, so it is done at each step where the device is the host, else at each second or so.
+    Reading waits for the device, so it is done at each step where the device is the host, else at each second or so, of
+    all processes at the same step: what ends one ends all.
 
     Args:
         unusable: how many steps back the first one may lie that could not be used, from 1 -> what to raise.
@@ -101,6 +102,7 @@ class Watch:
 
     Attributes:
         in_a_row: of the last steps, those whose gradients were not finite, where a smaller loss scale cannot mend that.
+        seen: what was read last.
     """
 
     def __init__(self, engine: Engine, unusable: Callable[[int], InputError], patience: int = 0) -> None:
@@ -109,7 +111,8 @@ class Watch:
         self.looked = time.monotonic()
         self.steps = self.in_a_row = self.lost = 0
         self.expected: int | None = None
-        self.skipped = engine.state.sums.read().skipped
+        self.seen = engine.state.sums.read()
+        self.skipped = self.seen.skipped
 
     def look(self, expected: int | None = None) -> None:
         """Behind each step.
@@ -118,17 +121,18 @@ class Watch:
             expected: what the sums have counted by now, if every loss was finite.
         """
         self.steps, self.expected = self.steps + 1, expected
-        if self.at_once or time.monotonic() - self.looked > 1:
+        if self.at_once or any(self.engine.machine.processes.most(time.monotonic() - self.looked > 1)):
             self.read()
 
     def read(self) -> Seen:
-        """The sums of the epoch so far.
+        """The sums of the epoch so far, of all processes. All of them ask.
 
         Raises:
             InputError: what `unusable` makes of it.
         """
         self.looked = time.monotonic()
-        seen = self.engine.state.sums.read()
+        self.looked = time.monotonic()
+        seen = self.seen = self.engine.state.sums.read(self.engine.sums())
         steps, bad = self.steps, seen.skipped - self.skipped
         lost = 0 if self.expected is None else self.expected - seen.count
         hopeless = bad > 0 and (lost > self.lost or self.engine.state.scaler.spent)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from minibert.engine.step import State, accumulate, step, update
+from minibert.engine.step import Reduce, State, accumulate, alone, step, update
 
 Work = Callable[[], None]
 
@@ -68,25 +68,29 @@ class Recorded:
     """`step`, with its signature: the first steps of each shape as they are, those after them from a recording.
 
     One batch a step: one recording of all of it. Several: one of a batch's forward and backward pass for each shape,
-    and one of the update; the gradients then stay where they are and are set to zero. Where recording fails, all goes
-    on as it is, and `say` gets a line.
+    and one of the update; the gradients then stay where they are and are set to zero. Of several processes each one
+    records its batches alone: what one has recorded, another may not have yet, and sums need all of them. Where
+    recording fails, all goes on as it is, and `say` gets a line.
     """
 
-    def __init__(self, state: State, recorder: Recorder, say: Callable[[str], None]) -> None:
-        self.state, self.recorder, self.say = state, recorder, say
+    def __init__(self, state: State, recorder: Recorder, say: Callable[[str], None], reduce: Reduce = alone) -> None:
+        self.state, self.recorder, self.say, self.reduce = state, recorder, say, reduce
         self.seen: dict[object, int] = {}
         self.recordings: dict[object, tuple[Work, tuple[Any, Tensor]]] = {}
         self.failed = False
 
     def __call__(self, batches: Sequence[Any], count: Tensor) -> None:
-        if len(batches) == 1:
+        if len(batches) == 1 and self.reduce is alone:
             self._do("step", self._whole, batches[0], count)
             return
         optimizer = self.state.optimizer
         optimizer.zero_grad(keep=True)
         for batch in batches:
             self._do("batch", partial(accumulate, self.state), batch, count)
-        self._do("update", lambda batch, count: update(self.state), (), count)
+        if self.reduce is alone:
+            self._do("update", lambda batch, count: update(self.state), (), count)
+        else:
+            self.recorder.run(lambda: update(self.state, self.reduce))
 
     def _whole(self, batch: Any, count: Tensor) -> None:
         step(self.state, [batch], count)

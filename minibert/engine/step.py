@@ -18,7 +18,7 @@ from minibert.engine.network import Network
 from minibert.engine.optimizer import LARGEST, AdamW, LossScaler
 
 Loss = Callable[[Network, Any], tuple[Tensor, Tensor]]  # a batch -> the sum of its losses, how many answers were right
-Reduce = Callable[[Sequence[Tensor]], None]  # adds each tensor up over all processes, in place
+Reduce = Callable[[Sequence[Tensor]], Sequence[Tensor]]  # the sum of each tensor over all processes
 
 
 def classification(
@@ -44,8 +44,9 @@ def balanced(labels: Tensor, classes: int) -> Tensor:
     return (len(labels) / (classes * counts)).float()
 
 
-def alone(tensors: Sequence[Tensor]) -> None:
+def alone(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """The sum over one process."""
+    return tensors
 
 
 class Seen(NamedTuple):
@@ -58,7 +59,7 @@ class Seen(NamedTuple):
 
 
 class Sums:
-    """What steps see, added up where they run."""
+    """What steps see, added up where they run; of several processes, each one's share."""
 
     def __init__(self, device: torch.device) -> None:
         self.total = torch.zeros(4, dtype=torch.float64, device=device)
@@ -72,8 +73,12 @@ class Sums:
         """Of each step, whether its gradients were finite."""
         self.total[3].add_(~finite)
 
-    def read(self) -> Seen:
-        loss, right, count, skipped = self.total.tolist()
+    def over(self, reduce: Reduce) -> Tensor:
+        """`total` over all processes. A step that one of them skips, all skip."""
+        return torch.cat([*reduce([self.total[:3].clone()]), self.total[3:]])
+
+    def read(self, total: Tensor | None = None) -> Seen:
+        loss, right, count, skipped = (self.total if total is None else total).tolist()
         return Seen(loss / max(1, count), right / max(1, count), int(count), int(skipped))
 
     def clear(self) -> None:
@@ -113,8 +118,7 @@ def accumulate(state: State, batch: Any, count: Tensor) -> None:
 def update(state: State, reduce: Reduce = alone) -> None:
     """Clip by the global norm and update. Gradients that are not finite leave weights, moments and schedule alone."""
     optimizer, scaler = state.optimizer, state.scaler
-    gradients = optimizer.gradients()
-    reduce(gradients)
+    gradients = reduce(optimizer.gradients())
     norm = scaler.unscaled(optimizer.norm(gradients))
     clipping = (state.clip / (norm + 1e-6)).clamp(max=1.0) if state.clip else torch.ones_like(norm)
     finite = norm * clipping < LARGEST  # not so of infinity, whose clipping is 0, nor of NaN
