@@ -40,7 +40,8 @@ def config(tiny, tmp_path):
 def end_of(path):
     """Weights bit by bit, the rows of the epochs but for times, what eval finds."""
     rows = [{key: value for key, value in row.items() if "second" not in key} for row in read_history(path)]
-    return (path / "model" / "model.safetensors").read_bytes(), rows, evaluate_run(path)
+    reports, predictions = evaluate_run(path)
+    return (path / "model" / "model.safetensors").read_bytes(), rows, reports, list(predictions)
 
 
 def stopped_behind(monkeypatch, count):
@@ -73,6 +74,8 @@ CASES = [
     {"accumulate": 2, "batch_size": 3, "precision": "bf16"}, {"dropout": "0.3,0,0.2"}, {"dropout": "0"},
     {"layers": True}, {"pool": "mean"}, {"clip": 0.0, "bias_correction": False, "weight_decay": 0.1},
     {"examples": "20"}, {"seed": "3,order=5"}, {"on_nonfinite": "skip:3"},
+    {"head": "mlp"}, {"head": "attention", "class_weights": "balanced", "label_smoothing": 0.1},
+    {"freeze_encoder_epochs": 1}, {"select": "loss", "early_stopping": 1},
     *({"init": start, "epochs": 1} for start in STARTS),
 ]  # fmt: skip
 
@@ -165,12 +168,12 @@ def test_another_tokenizer_in_model_is_refused_and_put_right(config, monkeypatch
                 resume(path, str)
         assert tokenizer.read_text() == whole
     resume(path, str)
-    report = evaluate_run(path)
+    report, _ = evaluate_run(path)
     tokenizer.unlink()
     with pytest.raises(InputError, match=refused):
         evaluate_run(path)
     assert resume(path, str) == path  # it has ended: nothing else is done
-    assert evaluate_run(path) == report
+    assert evaluate_run(path)[0] == report
     tokenizer.unlink()
     vocabulary = Path(config.model) / "vocab.txt"
     vocabulary.write_text(vocabulary.read_text().replace("\n99\n", "\n98b\n"))
