@@ -44,8 +44,11 @@ def layer_norm(x, weight, bias, eps):
 # Exercise 1.2
 
 
-def gelu(x):
-    """x times the probability that a standard normal number is below x: the exact one, by torch.erf."""
+def embed(w, input_ids, token_type_ids, eps):
+    """input_ids and token_type_ids (B, S) -> (B, S, D): the sum of three rows for each token, then LayerNorm.
+
+    w has "word.weight" (V, D), "position.weight" (512, D), "token_type.weight" (2, D), and the norm "embeddings_norm".
+    """
     raise NotImplementedError("exercise 1.2")
 
 
@@ -76,11 +79,8 @@ def attention(q, k, v, mask=None):
 # Exercise 1.5
 
 
-def embed(w, input_ids, token_type_ids, eps):
-    """input_ids and token_type_ids (B, S) -> (B, S, D): the sum of three rows for each token, then LayerNorm.
-
-    w has "word.weight" (V, D), "position.weight" (512, D), "token_type.weight" (2, D), and the norm "embeddings_norm".
-    """
+def gelu(x):
+    """x times the probability that a standard normal number is below x: the exact one, by torch.erf."""
     raise NotImplementedError("exercise 1.5")
 
 

@@ -46,9 +46,14 @@ def layer_norm(x, weight, bias, eps):
 # Exercise 1.2
 
 
-def gelu(x):
-    """x times the probability that a standard normal number is below x: the exact one, by torch.erf."""
-    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+def embed(w, input_ids, token_type_ids, eps):
+    """input_ids and token_type_ids (B, S) -> (B, S, D): the sum of three rows for each token, then LayerNorm.
+
+    w has "word.weight" (V, D), "position.weight" (512, D), "token_type.weight" (2, D), and the norm "embeddings_norm".
+    """
+    S = input_ids.shape[1]
+    x = w["word.weight"][input_ids] + w["token_type.weight"][token_type_ids] + w["position.weight"][:S]
+    return layer_norm(x, w["embeddings_norm.weight"], w["embeddings_norm.bias"], eps)
 
 
 # Exercise 1.3
@@ -83,14 +88,9 @@ def attention(q, k, v, mask=None):
 # Exercise 1.5
 
 
-def embed(w, input_ids, token_type_ids, eps):
-    """input_ids and token_type_ids (B, S) -> (B, S, D): the sum of three rows for each token, then LayerNorm.
-
-    w has "word.weight" (V, D), "position.weight" (512, D), "token_type.weight" (2, D), and the norm "embeddings_norm".
-    """
-    S = input_ids.shape[1]
-    x = w["word.weight"][input_ids] + w["token_type.weight"][token_type_ids] + w["position.weight"][:S]
-    return layer_norm(x, w["embeddings_norm.weight"], w["embeddings_norm.bias"], eps)
+def gelu(x):
+    """x times the probability that a standard normal number is below x: the exact one, by torch.erf."""
+    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 
 
 # Exercise 1.6
