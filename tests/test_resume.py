@@ -12,6 +12,7 @@ import torch
 
 from minibert.classifier import Classifier
 from minibert.config import TrainConfig
+from minibert.engine.epochs import Cursor
 from minibert.engine.optimizer import AdamW
 from minibert.errors import InputError, Stopped
 from minibert.initialization import SCHEMES
@@ -239,6 +240,16 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_the_line_says_where(conf
     assert [row["epoch"] for row in read_history(path)] == [1]
     assert evaluate_run(path)
     resume(path, str)  # the last good snapshot stands
+
+
+def test_a_bad_step_is_taken_once_more_under_its_own_seed(config, monkeypatch):
+    """Dropout draws what it drew."""
+    bad_at(monkeypatch, 6)
+    seen = []
+    monkeypatch.setattr(loop, "first_not_finite", lambda *_: seen.append(torch.initial_seed()))
+    with pytest.raises(InputError):
+        train(config, str)
+    assert seen == [loop.plan_of(loop.prepare(config, str)).seed(Cursor(2, 1))]
 
 
 def test_a_few_bad_steps_are_passed_over_where_asked(config, tmp_path, monkeypatch):
