@@ -18,6 +18,7 @@ from minibert.seeds import Seeds
 
 ENCODINGS = ("levels", "grid", "decimals")
 HEADS = ("linear", "mlp", "attention")
+MOST_CELLS = 10**15  # cells are counted in 64 bits, and placed by numbers of 53
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 SELECTIONS = ("accuracy", "loss", "macro-f1")
 ALONE = ("out", "save")  # of a run by itself; no grid has them: its runs have their places, and their models are scored
@@ -99,9 +100,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         none = dict.fromkeys(("max_examples", "early_stopping", "stop_on_collapse", "freeze_encoder_epochs"), 0)
         for name in ("max_length", "steps", "grid_cells", "epochs", "batch_size", "accumulate", *none):
-            at_least = ({"max_length": 3} | none).get(name, 1)
+            at_least, most = ({"max_length": 3} | none).get(name, 1), MOST_CELLS if name == "grid_cells" else 10**9
             value = getattr(self, name)
-            check(self, name, is_whole(value) and value >= at_least, f"a whole number of at least {at_least}")
+            good = is_whole(value) and value >= at_least
+            check(self, name, good, f"a whole number of at least {at_least}")
+            check(self, name, value <= most, f"at most {most:,}")
         for entry in fields(self):
             value, allowed = getattr(self, entry.name), entry.metadata.get("choices")
             if entry.type == "bool":
@@ -109,13 +112,14 @@ class TrainConfig:
             elif entry.type in ("str", "str | None"):
                 right = isinstance(value, str) or (value is None and entry.type == "str | None")
                 check(self, entry.name, right, "a string")
+                check(self, entry.name, value is None or is_text(value), "text, without half letters and NUL")
             check(self, entry.name, allowed is None or value in allowed, f"one of {', '.join(allowed or ())}")
         names = (self.text_column, self.label_column)
         check(self, "label_column", names[0] != names[1], "another column than --text-column")
         check(self, "text_b_column", self.text_b_column not in names, "another column than the text's and the label's")
         good = self.delimiter in ("auto", "tab") or (len(self.delimiter) == 1 and self.delimiter not in '"\r\n')
         check(self, "delimiter", good, "one character, tab, or auto")
-        good = self.examples == "all" or (self.examples.isdecimal() and int(self.examples) > 0)
+        good = self.examples == "all" or (is_count(self.examples) and int(self.examples) > 0)
         check(self, "examples", good, "all, or a whole number of at least 1")
         frozen = [re.fullmatch(r"embeddings|encoder|layers:\d+-\d+", part) for part in self.freeze.split(",")]
         allowed = "none, or embeddings, layers:I-J, encoder, with commas between, such as embeddings,layers:1-4"
@@ -140,13 +144,14 @@ class TrainConfig:
             rates = []
         good = len(rates) in (1, 3) and all(0 <= rate < 1 for rate in rates)
         check(self, "dropout", good, "one rate or HIDDEN,ATTENTION,HEAD, each at least 0 and below 1")
-        return tuple(rates * 3)[:3]  # type: ignore[return-value]
+        hidden, attention, head = (rates * 3)[:3]
+        return hidden, attention, head
 
     @cached_property
     def patience(self) -> int:
         """Steps in a row whose gradient may be not finite."""
         word, colon, number = self.on_nonfinite.partition(":")
-        good = self.on_nonfinite in ("stop", "skip") or (word == "skip" and number.isdecimal() and int(number) > 0)
+        good = self.on_nonfinite in ("stop", "skip") or (word == "skip" and is_count(number) and int(number) > 0)
         check(self, "on_nonfinite", good, "stop, skip, or skip:N with a whole number N from 1")
         return int(number) if colon else {"stop": 0, "skip": 10}[word]
 
@@ -187,8 +192,9 @@ def add_flags(
         elif entry.type == "bool":
             more["action"] = argparse.BooleanOptionalAction
         else:
-            more["type"] = {"int": int, "float": float}.get(entry.type, str)
-            more["metavar"] = {"int": "N", "float": "X"}.get(entry.type, entry.name.upper())
+            more["type"], more["metavar"] = {"int": (int, "N"), "float": (float, "X")}.get(
+                str(entry.type), (str, entry.name.upper())
+            )
         if "choices" in entry.metadata:
             more["metavar"] = f"{{{','.join(entry.metadata['choices'])}}}"
         groups[heading].add_argument(flag(entry.name), dest=entry.name, default=argparse.SUPPRESS, **more)
@@ -209,13 +215,23 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def field_of(name: str) -> Field:
+def field_of(name: str) -> Field[Any]:
     return next(entry for entry in fields(TrainConfig) if entry.name == name)
 
 
 def is_whole(value: Any) -> bool:
     """Whether it is an int; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_count(word: str) -> bool:
+    """Whether it is a whole number from 0 on, of a size that can be meant."""
+    return word.isdecimal() and len(word) < 16
+
+
+def is_text(value: str) -> bool:
+    """Whether files and JSON can hold it: a path of other bytes than UTF-8's comes as halves of letters."""
+    return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def is_number(value: Any) -> bool:

@@ -81,9 +81,13 @@ def settle(config: TrainConfig, say: Say = print, table: Table | None = None, ow
     bert_config = layer_config(init, checkpoint.read_config(source.path))
     tokenizer = Tokenizer.load(source.path)
     check_vocabulary(tokenizer, bert_config.vocab_size, source.name)
+    if init.scheme.needs_weights:
+        checkpoint.check_room(bert_config, source.path)
     frozen_by(config.freeze, bert_config.num_hidden_layers)  # refuses layers that are not there
     pool = config.pool if own_head else pool_for(config.pool, HEADS[config.head], bert_config)
     data = load_dataset(config, tokenizer, bert_config.max_position_embeddings, table)
+    if data.pairs and bert_config.type_vocab_size < 2:
+        raise InputError(f"{source.name} has one token type; second texts (text_b) need a --model with two")
     say(f"data: {data.summary}")
     # Resolved, so that a run that goes on elsewhere goes on with the same: also in its number format.
     resolved = {"pool": pool, "precision": machine.name}

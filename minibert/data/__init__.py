@@ -161,7 +161,10 @@ def tokenize(
     cached = cache_folder() / f"{key.hexdigest()}.safetensors"
     try:
         flat = load_file(cached)
-    except (OSError, SafetensorError):  # not there, or not whole
+        whole = flat.keys() == {"ids", "types", "lengths", "cut"} and flat["lengths"].sum() == len(flat["ids"])
+    except (OSError, SafetensorError):
+        whole = False
+    if not whole:
         ids, types, cut = tokenizer.encode(texts, pairs, max_length)
         flat = {
             "ids": np.concatenate([np.asarray(row, np.int32) for row in ids]),
@@ -185,10 +188,19 @@ def cache_folder() -> Path:
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, name: str) -> None:
     """
     Raises:
-        InputError: the tokenizer and the word embedding do not belong together: fewer rows than words, or many more.
+        InputError: the tokenizer and the word embedding do not belong together: fewer rows than words, or many more;
+            or it gives words or token types that no BERT has.
     """
     if not tokenizer.vocab_size <= vocab_size <= tokenizer.vocab_size + PADDING:
         raise InputError(
             f"{name}: the tokenizer has {tokenizer.vocab_size} words, the word embedding {vocab_size} rows;"
             " take the tokenizer that was published with these weights"
+        )
+    ids, types, _ = tokenizer.encode([""])  # what it puts around a text; the words are in its vocabulary
+    pair_ids, pair_types, _ = tokenizer.encode([""], [""])
+    words = max(*tokenizer.backend.get_vocab().values(), *ids[0], *pair_ids[0])
+    if words >= vocab_size or max(*types[0], *pair_types[0]) > 1:
+        raise InputError(
+            f"{name}: the tokenizer gives words up to {words} and token types up to {max(*types[0], *pair_types[0])};"
+            f" the word embedding has {vocab_size} rows, and token types are 0 and 1"
         )

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from minibert.config import TrainConfig
+from minibert.config import ENCODINGS, MOST_CELLS, TrainConfig, is_whole
 from minibert.data.table import Table, natural
 from minibert.errors import InputError
 from minibert.files import sha256
@@ -230,10 +230,22 @@ class Encoding:
     def from_dict(cls, content: dict[str, Any]) -> Encoding:
         """
         Raises:
-            TypeError: a field is missing, or one too many.
+            InputError: a field is missing, one too many, or of another kind than `fit` makes.
         """
-        fields = cls(**content)
-        return replace(fields, ranges=np.array(fields.ranges, dtype=np.float64))
+        try:
+            made = cls(**content)
+            made = replace(made, ranges=np.array(made.ranges, dtype=np.float64))
+            names = [made.channels[place] for place in made.places]
+            good = (
+                made.kind in ENCODINGS and is_whole(made.steps) and made.steps >= 1 and min(made.places) >= 0
+                and made.names == names and made.ranges.shape == (len(names), 2) and np.isfinite(made.ranges).all()
+                and is_whole(made.bins) and made.bins >= 1 and made.bins ** len(names) <= MOST_CELLS
+            )  # fmt: skip
+        except (TypeError, ValueError, IndexError, OverflowError):
+            good = False
+        if not good:
+            raise InputError(f"an encoding of windows that no run has: {content!r:.200}")
+        return made
 
     def check(self, windows: np.ndarray, where: str) -> None:
         """

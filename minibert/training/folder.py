@@ -17,6 +17,7 @@ import math
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, astuple
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -29,11 +30,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minibert.config import TrainConfig
+from minibert.config import TrainConfig, is_whole
 from minibert.engine.epochs import Cursor
 from minibert.engine.machine import instructions, processor
 from minibert.errors import InputError
-from minibert.files import flush_folder, is_leftover, read_json, replace_file, sha256, write_json
+from minibert.files import flush_folder, is_leftover, parse_json, read_json, replace_file, sha256, write_json
 from minibert.heads import HEADS
 from minibert.setup import Setup
 from minibert.verdict import streak
@@ -158,6 +159,16 @@ def end(path: Path, history: list[dict[str, Any]]) -> None:
     clear(path)
 
 
+def check_links(path: Path) -> None:
+    """
+    Raises:
+        InputError: something in the folder of a run is a link: what is written there would land elsewhere.
+    """
+    for part in path.rglob("*"):
+        if part.is_symlink():
+            raise InputError(f"{part} is a link; a run goes on in its own folder alone: put what it points at there")
+
+
 def clear(path: Path) -> None:
     """Take away what only a run that goes on needs."""
     shutil.rmtree(path / "state", ignore_errors=True)
@@ -184,6 +195,11 @@ def best_of(history: list[dict[str, Any]], select: str) -> dict[str, Any]:
 
 # What is read of a run's config.json besides its settings: (in it, fields that must be there, their type)
 FACTS = (("dataset", "sha256", str), ("checkpoint", "sha256", str))
+# and where it is there: older runs have less
+MORE = {"versions": dict, "head": str, "tokenizer": str, "moved": list, "ended": dict, "started": str}
+# Numbers that are read of a row of metrics.jsonl: of any run's, and of one that goes on
+FOR_CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_majority")
+TO_GO_ON = (*FOR_CURVES, "lr", "seconds", "examples_per_second", "step", "skipped_steps")
 
 
 def read_run(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
@@ -202,8 +218,16 @@ def read_run(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
             raise InputError(f"{path / 'config.json'} has no {part!r} with {field!r}; start the run anew")
     if not isinstance(content.get("precision"), str):
         raise InputError(f"{path / 'config.json'} has no 'precision'; start the run anew")
+    files, labels = content["checkpoint"].get("files", {}), content["dataset"].get("labels", [])
+    bad = [name for name, kind in MORE.items() if not isinstance(content.get(name), kind | None)]
+    bad += [] if isinstance(files, dict) and all(isinstance(hash, str) for hash in files.values()) else ["checkpoint"]
+    bad += [] if isinstance(labels, list) and all(isinstance(label, str) for label in labels) else ["dataset"]
+    if bad:
+        raise InputError(f"{path / 'config.json'}: {bad[0]!r} is not what a run writes there; start the run anew")
     try:
         return TrainConfig(**content["settings"]), content
+    except InputError as error:
+        raise InputError(f"{path / 'config.json'}: {error}") from None
     except TypeError as error:
         raise InputError(f"{path / 'config.json'} is of another version of minibert: {error}") from None
 
@@ -222,14 +246,35 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     """The rows of a run's epochs, also while it runs: a last line that is not whole yet is left out.
 
     Raises:
-        InputError: a line is not JSON.
+        InputError: a line is not JSON, or no row of a run.
     """
     file_path = path / "metrics.jsonl"
-    lines = file_path.read_text(encoding="utf-8").splitlines(keepends=True) if file_path.exists() else []
     try:
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        lines = file_path.read_text(encoding="utf-8").split("\n")[:-1] if file_path.is_file() else []
+        return checked_rows([parse_json(line) for line in lines], FOR_CURVES)
     except ValueError as error:
         raise InputError(f"{file_path} is not whole: {error}") from None
+
+
+def checked_rows(rows: Any, names: Sequence[str]) -> list[dict[str, Any]]:
+    """
+    Args:
+        names: numbers that each must have.
+
+    Raises:
+        ValueError: they are not the rows of a run's epochs, from the first on.
+    """
+    for number, row in enumerate(rows if isinstance(rows, list) else [None], 1):
+        verdict = row.get("verdict") if isinstance(row, dict) else None
+        good = isinstance(verdict, dict) and isinstance(verdict.get("name"), str) and is_real(verdict, "class_entropy")
+        if not good or row.get("epoch") != number or not all(is_real(row, name) for name in names):
+            raise ValueError(f"row {number} is not the one that epoch {number} writes")
+    return rows
+
+
+def is_real(part: dict[str, Any], name: str) -> bool:
+    """Whether it has a number there; it may be NaN."""
+    return is_whole(part.get(name)) or isinstance(part.get(name), float)
 
 
 class SavedState(NamedTuple):
@@ -264,7 +309,13 @@ def load_state(path: Path) -> SavedState | None:
         with safe_open(file_path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             rest, cursor = file.metadata(), Cursor(*tensors.pop("cursor").tolist())
-            return SavedState(tensors, json.loads(rest["history"]), cursor, float(rest["seconds"]))
+            seconds = float(rest["seconds"])
+            history = checked_rows(parse_json(rest["history"]), TO_GO_ON)
+        if not all(map(is_whole, astuple(cursor))) or cursor.epoch != len(history) + 1 or cursor.step < 0:
+            raise ValueError(f"it stands at {cursor}, behind {len(history)} epochs")
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"it has taken {seconds} seconds")
+        return SavedState(tensors, history, cursor, seconds)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file_path} is not whole ({error}); start the run anew") from None
 

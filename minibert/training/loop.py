@@ -41,6 +41,8 @@ from minibert.training.keeper import Keeper, how_to_go_on
 from minibert.training.screen import HEADER, closing, opening, row_lines
 from minibert.verdict import in_words, streak
 
+MOST_STEPS = 10_000_000  # of a run: each has 80 bytes in a table (AdamW.numbers), and half a second or so to go
+
 
 def train(config: TrainConfig, say: Say = tell, head: Head | None = None, table: Table | None = None) -> Path:
     """A new run, to its end.
@@ -100,6 +102,7 @@ def resume(path: Path, say: Say = tell, force: bool = False) -> Path:
     """
     with joined() as processes:
         processes.once(folder.read_run, path)  # before a lock is made in what is no run
+        processes.once(folder.check_links, path)
         with holding(path, processes):
             return go_on(path, processes.voice(say), force, processes.once)
 
@@ -244,7 +247,7 @@ def plan_of(setup: Setup) -> Plan:
     """
     Raises:
         InputError: batches of one example, and BatchNorm in the head, which has no variance of one to divide by; or
-            several processes, of which it would see one's examples alone.
+            several processes, of which it would see one's examples alone; more steps than a table has room for.
     """
     config, examples, seeds = setup.config, len(setup.data.train), setup.config.seeds
     least = 2 if any(isinstance(part, _BatchNorm) for part in setup.model.head.modules()) else 1
@@ -253,7 +256,10 @@ def plan_of(setup: Setup) -> Plan:
     if min(examples, config.batch_size) < least:
         raise InputError(f"--batch-size {config.batch_size}, {examples:,} examples: BatchNorm, which is in this head,"
                          " needs at least 2 in a batch")  # fmt: skip
-    return Plan(examples, config.epochs, config.batch_size, config.accumulate, seeds.order, seeds.dropout, least=least)
+    plan = Plan(examples, config.epochs, config.batch_size, config.accumulate, seeds.order, seeds.dropout, least=least)
+    if plan.epochs * plan.steps > MOST_STEPS:
+        raise InputError(f"--epochs {plan.epochs:,} of {plan.steps:,} steps; {MOST_STEPS:,} steps in all are the most")
+    return plan
 
 
 def engine_of(setup: Setup, plan: Plan, say: Say) -> Engine:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from minibert.checkpoint import load_classifier, read_config
 from minibert.config import TrainConfig
-from minibert.data import Examples, load_dataset
+from minibert.data import Examples, check_vocabulary, load_dataset
 from minibert.data.table import Table
 from minibert.engine.machine import Machine, choose_device, choose_machine
 from minibert.engine.network import Network, half_weights, length_multiple, network_for, with_copies
@@ -65,7 +65,12 @@ def load_run(path: Path, head: Head | None = None) -> Saved:
     if head is not None:
         numbers = read_config(path / "model")
         head = make_head(head, numbers.hidden_size, numbers.num_labels)
-    return Saved(config, content, load_classifier(path / "model", head), Tokenizer.load(path / "model"))
+    model, tokenizer = load_classifier(path / "model", head), Tokenizer.load(path / "model")
+    check_vocabulary(tokenizer, model.config.vocab_size, str(path / "model"))
+    labels = content["dataset"].get("labels")
+    if labels is not None and len(labels) != model.config.num_labels:
+        raise InputError(f"{path}: config.json has {len(labels)} labels, model/config.json {model.config.num_labels}")
+    return Saved(config, content, model, tokenizer)
 
 
 def evaluate_run(

@@ -7,7 +7,6 @@ DIR/runs/NAME/   a run's folder, with outcome.json and predictions.csv once it i
 from __future__ import annotations
 
 import csv
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibert.errors import InputError
-from minibert.files import read_json
+from minibert.files import parse_json, read_json
 from minibert.lab.ablation.grid import FORMAT
 
 FINISHED, UNFINISHED, FAILED, MISSING, BROKEN = STATES = ("finished", "unfinished", "failed", "missing", "broken")
@@ -171,7 +170,7 @@ def read_finished(path: Path, name: str, settings: dict[str, Any]) -> Run:
     if not isinstance(config["ended"]["verdict"], str):
         raise ValueError("config.json: 'verdict' is no name")
     number(config["ended"], "seconds")
-    history = tuple(json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    history = tuple(parse_json(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     if [row["epoch"] for row in history] != list(range(1, len(history) + 1)) or not history:
         raise ValueError("metrics.jsonl: its epochs are not 1, 2, 3, ...")
     for row in history:
