@@ -99,7 +99,7 @@ def read_grid_file(path: Path) -> Grid:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"there is no grid file {path}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}") from None
     known = {
         "title": str, "question": str, "baseline": str, "seeds": int, "claims": bool, "settings": dict, "product": list,
