@@ -1,4 +1,4 @@
-"""python -m minibert predict | ablate | report | plot | probe | parity | bench | fetch"""
+"""python -m minibert predict | explain | ablate | report | plot | probe | parity | bench | fetch"""
 
 from __future__ import annotations
 
@@ -31,9 +31,12 @@ SETTINGS = (
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m minibert")
     verbs = parser.add_subparsers(
-        dest="verb", required=True, metavar="predict | ablate | report | plot | probe | parity | bench | fetch"
+        dest="verb",
+        required=True,
+        metavar="predict | explain | ablate | report | plot | probe | parity | bench | fetch",
     )
     add_predict_flags(verbs.add_parser("predict", help="a run's answers for new texts or windows"))
+    add_explain_flags(verbs.add_parser("explain", help="what in a text or window moved a run's answer"))
     ablate = verbs.add_parser("ablate", help="run a grid of settings and seeds, and say what the starts were worth")
     add_ablate_flags(ablate)
     fetch = verbs.add_parser("fetch", help="put a checkpoint into weights/, to be had without a network from then on")
@@ -45,6 +48,7 @@ def main(arguments: list[str]) -> int:
     add_flags(probe, SETTINGS)
     probe.add_argument("--inputs", metavar="N", type=int, default=24, help="training examples (default: %(default)s)")
     probe.add_argument("--json", action="store_true", help="all figures, and the whole manifest, as JSON")
+    probe.add_argument("--out", metavar="FILE", type=Path, help="also a picture, .svg: cosines by layer, drift")
     plot = verbs.add_parser("plot", help="draw the curves of one or a few runs")
     plot.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folders of runs, also while they run")
     plot.add_argument("--loss", action="store_true", help="the loss, too, below the accuracy")
@@ -62,8 +66,8 @@ def main(arguments: list[str]) -> int:
     report.add_argument("--baseline", metavar="START", help="the start that others are compared with (default: random)")
     report.add_argument("--out", metavar="FOLDER", help="where the page goes (default: DIR/report)")
     given = parser.parse_args(arguments)
-    run = {"predict": run_predict, "ablate": run_ablate, "report": run_report, "plot": run_plot, "probe": run_probe,
-           "parity": run_parity, "bench": run_bench, "fetch": run_fetch}  # fmt: skip
+    run = {"predict": run_predict, "explain": run_explain, "ablate": run_ablate, "report": run_report, "plot": run_plot,
+           "probe": run_probe, "parity": run_parity, "bench": run_bench, "fetch": run_fetch}  # fmt: skip
     return run[given.verb](given)
 
 
@@ -76,6 +80,11 @@ def add_predict_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--out", metavar="FILE", type=Path, help="a .csv or .jsonl file (default: to standard output)")
     parser.add_argument("--json", action="store_true", help="JSON lines to standard output instead of CSV")
+    add_file_flags(parser)
+
+
+def add_file_flags(parser: argparse.ArgumentParser) -> None:
+    """How a file of new texts is read."""
     parser.add_argument("--charset", metavar="NAME", default="utf-8", help="encoding of the texts (default: utf-8)")
     own = parser.add_argument_group("columns of the file (default: as in the run's own data)")
     own.add_argument("--text-column", metavar="NAME", help="of texts")
@@ -83,12 +92,44 @@ def add_predict_flags(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--delimiter", metavar="X", help="between cells: one character, tab, or auto")
 
 
+def columns_given(given: argparse.Namespace) -> dict[str, str]:
+    columns = {name: getattr(given, name) for name in ("text_column", "text_b_column", "delimiter")}
+    return {name: value for name, value in columns.items() if value is not None}
+
+
 def run_predict(given: argparse.Namespace) -> int:
     from minibert.predict import predict_file
 
-    columns = {name: getattr(given, name) for name in ("text_column", "text_b_column", "delimiter")}
-    columns = {name: value for name, value in columns.items() if value is not None}
-    predict_file(given.run, given.file, given.out, given.charset, given.json, columns)
+    predict_file(given.run, given.file, given.out, given.charset, given.json, columns_given(given))
+    return 0
+
+
+def add_explain_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="the folder of a run")
+    parser.add_argument("text", metavar="TEXT|FILE", nargs="?", help="a text; or a file, or -, as predict takes it")
+    parser.add_argument("--text-b", metavar="TEXT", help="the second text, where the run has pairs")
+    parser.add_argument("--row", metavar="N", type=int, help="instead: row N of the run's data, a validation row")
+    parser.add_argument("--label", metavar="NAME", help="the class that is asked about (default: the predicted one)")
+    parser.add_argument("--method", choices=("integrated", "gradient"), default="integrated", metavar="NAME",
+                        help="integrated (gradients) or gradient (x input) (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--steps", metavar="N", type=int, default=50, help="of integrated gradients (default: 50)")
+    parser.add_argument(
+        "--attention", metavar="LAYER[.HEAD]", help="instead: what a layer's heads look at; needs --out"
+    )
+    parser.add_argument("--out", metavar="FILE", type=Path, help="a page, .html; with --attention also .svg")
+    add_file_flags(parser)
+
+
+def run_explain(given: argparse.Namespace) -> int:
+    if given.steps < 1:
+        raise InputError(f"--steps {given.steps}: it must be at least 1")
+    from minibert.explain import explain_command
+
+    explain_command(
+        given.run, given.text, pair=given.text_b, row=given.row, label=given.label, attention=given.attention,
+        steps=given.steps if given.method == "integrated" else 0, out=given.out, charset=given.charset,
+        columns=columns_given(given),
+    )  # fmt: skip
     return 0
 
 
@@ -210,10 +251,20 @@ def run_parity(given: argparse.Namespace) -> int:
 def run_probe(given: argparse.Namespace) -> int:
     config = TrainConfig(**{name: value for name, value in vars(given).items() if name in SETTINGS})
     from minibert.errors import silent
+    from minibert.files import write_output
+    from minibert.lab import pictures
+    from minibert.lab.drawing import check_matplotlib
     from minibert.lab.probe import format_probe, probe
     from minibert.lines import tell
+    from minibert.pages import check_page
 
+    if given.out is not None:
+        check_page(given.out, (".svg",))
+        check_matplotlib()
     result = probe(config, given.inputs, say=silent if given.json else tell)
+    if given.out is not None:
+        text = pictures.probe(result)
+        write_output(given.out, lambda beside: beside.write_text(text, encoding="utf-8"))
     print(json.dumps(result, indent=1) if given.json else format_probe(result))
     return 0
 

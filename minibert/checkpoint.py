@@ -282,7 +282,7 @@ def save_pretrained(model: Bert | BertClassifier, path: str | Path, labels: list
     family = "Bert" if model.config.is_bert and model.config.pool == "cls" and not own_head else "Minibert"
     config["model_type"] = family.lower()
     config["architectures"] = [family + ("ForSequenceClassification" if isinstance(model, BertClassifier) else "Model")]
-    if own_head:
+    if isinstance(model, BertClassifier) and own_head:
         config["head"] = name_of(model.head)
     write_json(path / "config.json", config)
     save_weights(model, path)

@@ -144,7 +144,8 @@ class TrainConfig:
             rates = []
         good = len(rates) in (1, 3) and all(0 <= rate < 1 for rate in rates)
         check(self, "dropout", good, "one rate or HIDDEN,ATTENTION,HEAD, each at least 0 and below 1")
-        return tuple(rates * 3)[:3]  # type: ignore[return-value]
+        hidden, attention, head = (rates * 3)[:3]
+        return hidden, attention, head
 
     @cached_property
     def patience(self) -> int:
@@ -191,8 +192,9 @@ def add_flags(
         elif entry.type == "bool":
             more["action"] = argparse.BooleanOptionalAction
         else:
-            more["type"] = {"int": int, "float": float}.get(entry.type, str)
-            more["metavar"] = {"int": "N", "float": "X"}.get(entry.type, entry.name.upper())
+            more["type"], more["metavar"] = {"int": (int, "N"), "float": (float, "X")}.get(
+                str(entry.type), (str, entry.name.upper())
+            )
         if "choices" in entry.metadata:
             more["metavar"] = f"{{{','.join(entry.metadata['choices'])}}}"
         groups[heading].add_argument(flag(entry.name), dest=entry.name, default=argparse.SUPPRESS, **more)
@@ -213,7 +215,7 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def field_of(name: str) -> Field:
+def field_of(name: str) -> Field[Any]:
     return next(entry for entry in fields(TrainConfig) if entry.name == name)
 
 

@@ -20,7 +20,7 @@ from minibert.errors import InputError
 try:
     import fcntl
 except ImportError:
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # Windows; `locked` asks
 
 
 def sha256(path: Path) -> str:

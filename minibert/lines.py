@@ -9,6 +9,7 @@ import unicodedata
 from typing import TextIO
 
 WIDTH = 80
+ESCAPE = "\x1b"
 BLOCKS = "▁▂▃▄▅▆▇█"
 COLOURS = {  # of a terminal: green, red, cyan
     re.compile(r"(?<=  )learning\b"): 32,
@@ -60,7 +61,7 @@ def tell(line: str) -> None:
     text = fold(line)
     if has_colours(sys.stdout):
         for what, colour in COLOURS.items():
-            text = what.sub(lambda found, colour=colour: f"\x1b[{colour}m{found[0]}\x1b[0m", text)
+            text = what.sub(rf"{ESCAPE}[{colour}m\g<0>{ESCAPE}[0m", text)
     print(text)
 
 

@@ -401,7 +401,8 @@ class BertClassifier(nn.Module):
     ) -> Tensor:
         """As `Bert`, but returns the logits (B, C)."""
         mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]  # (B, 1, 1, S)
-        return self.classify(*self.bert(input_ids, attention_mask, token_type_ids), mask)
+        x, pooled = self.bert(input_ids, attention_mask, token_type_ids)
+        return self.classify(x, pooled, mask)
 
     def classify(self, x: Tensor, pooled: Tensor, mask: Tensor | None = None) -> Tensor:
         """What `Bert` gives, x (B, S, D) and pooled (B, D), with mask (B, 1, 1, S) bool or None -> logits (B, C)."""

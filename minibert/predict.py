@@ -6,12 +6,10 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from minibert.classifier import Classifier
 from minibert.data.table import READERS, Layout, columns_of, decode, read_file
@@ -53,7 +51,7 @@ def predict_file(
     classifier = Classifier.load(run)
     layout = Layout.of(replace(classifier.config, **(columns or {})))
     inputs, pairs = read_inputs(classifier, source, charset, layout)
-    rows = answers(classifier.labels, classifier.predict_proba(inputs, pairs))
+    rows = classifier.answers(inputs, pairs)
     # On standard output in ASCII: what a terminal's encoding lacks would make no JSON.
     lines = (
         as_json_lines(rows, ascii=out is None) if (out.suffix.lower() == ".jsonl" if out else as_json) else as_csv(rows)
@@ -100,25 +98,17 @@ def read_inputs(classifier: Classifier, source: str, charset: str, layout: Layou
     return columns["text"], columns.get("text_b")
 
 
-def answers(labels: list[str], probabilities: np.ndarray) -> Iterator[dict[str, Any]]:
-    """(n, C) -> a dictionary an input."""
-    for row, p in enumerate(probabilities):
-        best = int(p.argmax())
-        yield {"row": row, "label": labels[best], "confidence": round(float(p[best]), 6),
-               "p": {label: round(float(value), 6) for label, value in zip(labels, p)}}  # fmt: skip
-
-
-def as_json_lines(rows: Iterator[dict[str, Any]], ascii: bool) -> Iterator[str]:
+def as_json_lines(rows: Iterable[dict[str, Any]], ascii: bool) -> Iterator[str]:
     return (json.dumps(row, ensure_ascii=ascii) for row in rows)
 
 
-def as_csv(rows: Iterator[dict[str, Any]]) -> Iterator[str]:
+def as_csv(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
     """With a header; a column a class, named p(CLASS), as in eval.py's file."""
     for row in rows:
-        p = row.pop("p")
+        own, p = {name: value for name, value in row.items() if name != "p"}, row["p"]
         if row["row"] == 0:
-            yield as_line([*row, *(f"p({label})" for label in p)])
-        yield as_line([*row.values(), *p.values()])
+            yield as_line([*own, *(f"p({label})" for label in p)])
+        yield as_line([*own.values(), *p.values()])
 
 
 def as_line(cells: list[Any]) -> str:

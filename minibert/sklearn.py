@@ -58,6 +58,7 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
         bias_correction: bool = TrainConfig.bias_correction,
         select: str = TrainConfig.select,
         early_stopping: int = TrainConfig.early_stopping,
+        on_nonfinite: str = TrainConfig.on_nonfinite,
         precision: str = TrainConfig.precision,
         max_length: int = TrainConfig.max_length,
         encoding: str = TrainConfig.encoding,
@@ -86,6 +87,7 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
         self.bias_correction = bias_correction
         self.select = select
         self.early_stopping = early_stopping
+        self.on_nonfinite = on_nonfinite
         self.precision = precision
         self.max_length = max_length
         self.encoding = encoding

@@ -210,7 +210,7 @@ def _from_hub(name: str, say: Say) -> Path:
         huggingface_hub.HfApi().model_info(name, timeout=8)
         say(f"fetching {name} from the hub, once ...")
         if hidden.get():
-            huggingface_hub.utils.disable_progress_bars()
+            huggingface_hub.utils.disable_progress_bars()  # type: ignore[attr-defined]  # its documented place
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as error:  # the client's, the network's and the hub's errors have no common base
         reason = str(error).strip().splitlines() or [type(error).__name__]

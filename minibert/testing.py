@@ -141,7 +141,7 @@ class HeadCase:
         for parameter in head.parameters():
             if parameter.requires_grad and parameter.is_floating_point():
                 std = 0.5 * parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.1
-                parameter += std * torch.randn_like(parameter)
+                parameter.add_(std * torch.randn_like(parameter))
         return head
 
     def inputs(self, rows: int = ROWS, seed: int = 0) -> tuple[Tensor, ...]:
@@ -192,7 +192,7 @@ def check_head(
     return outcomes
 
 
-def parametrize_with_head_checks(cases: Iterable[HeadCase | tuple], argument: str = "run_check") -> Any:
+def parametrize_with_head_checks(cases: Iterable[HeadCase | tuple[Any, ...]], argument: str = "run_check") -> Any:
     """A decorator that gives one test function a test a head and check, as scikit-learn's parametrize_with_checks.
 
         @parametrize_with_head_checks([HeadCase("mine", MyHead, 768, 3)])
@@ -273,13 +273,13 @@ def outcome(name: str, case: HeadCase, found: Mapping[str, str | Exception | Non
     needs = NEEDS.get(name, ())
     if isinstance(message, Exception):
         message = f"the head raises {said(message)}, as one does that was made for another input, size or dtype"
-        needs = dict.fromkeys(("output_shape", *needs)) if name != "output_shape" else ()
+        needs = tuple(dict.fromkeys(("output_shape", *needs))) if name != "output_shape" else ()
     broken = [need for need in needs if raw_failure(found[need])]
     if broken:
         return Outcome(name, "skipped", f"not decided, since {' and '.join(broken)} failed")
     if name in case.allowed:
         return Outcome(name, "allowed", f"{message} (allowed: {case.allowed[name]})")
-    return Outcome(name, "failed", message)
+    return Outcome(name, "failed", str(message))
 
 
 def said(error: Exception) -> str:

@@ -41,6 +41,15 @@ class Tokens(NamedTuple):
     token_type_ids: Tensor  # (B, S)
 
 
+class Span(NamedTuple):
+    """Where a token comes from: the first text (0) or the second (1), the place of its word there, and its letters."""
+
+    text: int
+    word: int
+    start: int
+    end: int
+
+
 class Tokenizer:
     """Texts -> ids: [CLS] text [SEP], or [CLS] text [SEP] second text [SEP] with token types 0 and 1."""
 
@@ -101,6 +110,19 @@ class Tokenizer:
         self.backend.no_truncation()
         return [e.ids for e in encoded], [e.type_ids for e in encoded], sum(bool(e.overflowing) for e in encoded)
 
+    def spans(self, text: str, pair: str | None = None, max_length: int = 512) -> tuple[list[Span | None], bool]:
+        """Where each token of `encode` comes from, None for [CLS] and [SEP]; and whether the end was cut."""
+        self.backend.enable_truncation(max_length)
+        encoded = self.backend.encode(text, pair)
+        self.backend.no_truncation()
+        spans = [
+            None if special else Span(int(place or 0), int(word or 0), *ends)
+            for special, place, word, ends in zip(
+                encoded.special_tokens_mask, encoded.sequence_ids, encoded.word_ids, encoded.offsets
+            )
+        ]
+        return spans, bool(encoded.overflowing)
+
     def __call__(
         self, texts: str | Sequence[str], pairs: str | Sequence[str] | None = None, max_length: int = 512
     ) -> Tokens:
@@ -117,7 +139,7 @@ class Tokenizer:
         if not texts or (pairs is not None and len(pairs) != len(texts)):
             raise InputError(f"{len(texts)} texts{'' if pairs is None else f' and {len(pairs)} second texts'}")
         ids, types, _ = self.encode(texts, pairs, max_length)
-        pad_id = self.token_id("[PAD]")
+        pad_id = self.token_id("[PAD]") or 0
         side_by_side = [
             pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
             for rows, value in ((ids, pad_id), ([[1] * len(row) for row in ids], 0), (types, 0))

@@ -184,7 +184,7 @@ def test_runs_that_cannot_predict(runs, tmp_path):
     (moved / "config.json").write_text(json.dumps(content))
     refused("older version")
     (moved / "model" / "model.safetensors").unlink()
-    refused("no model yet")
+    refused("the best epoch, is gone, and nothing else holds it")
     (moved / "outcome.json").write_text("{}")
     refused("its weights were dropped")
     shutil.rmtree(moved)

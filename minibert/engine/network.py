@@ -32,6 +32,7 @@ class Network(Protocol):
     """A classifier as a function of batches that it makes itself."""
 
     model: BertClassifier  # the modules that compute; its matrices may be copies
+    multiple: int  # what lengths are padded to
 
     def autocast(self) -> AbstractContextManager:
         """The number format that it computes in."""
