@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from minibert import sources
 from minibert.errors import InputError
 from minibert.files import read_json, replace_file, write_json
+from minibert.heads import HEADS, name_of
 from minibert.model import Bert, BertClassifier, BertConfig, ClassificationHead
 
 log = logging.getLogger("minibert")
@@ -50,8 +51,13 @@ NAMES = {
     "norm": ["encoder.LayerNorm"],
 }
 
+FLOATS = ("F32", "F16", "BF16", "F64")  # as a safetensors file calls the types that weights may have
+
+# What a config.json may ask for: 8.6 GB in float32, four times that while it trains. BERT-large has 335 million.
+MOST_WEIGHTS, MOST_LAYERS, MOST_CLASSES = 2**31, 1024, 4096
+
 # Published tensors that a classifier has no use for: the pretraining heads, a list of 0..511, and the
-# pooler where pool="mean" has none.
+# pooler where pool="mean" or "tokens" has none.
 UNUSED = re.compile(r"cls\..*|embeddings\.position_ids|pooler\.dense\.(weight|bias)")
 
 
@@ -103,12 +109,36 @@ def read_config(path: str | Path) -> BertConfig:
     """
     if not Path(path).is_dir():
         raise InputError(f"{path} is not a folder; a checkpoint is a folder with config.json and model.safetensors")
+    file_path = Path(path) / "config.json"
+    published = read_json(file_path)
+    if not isinstance(published, dict):
+        raise InputError(f"{file_path} is no object with the network's numbers")
     try:
-        return BertConfig.from_dict(read_json(Path(path) / "config.json"))
-    except InputError:
-        raise
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{Path(path) / 'config.json'}: {error}") from None
+        config = BertConfig.from_dict(published)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"{file_path}: {error}") from None
+    for name, value, most in (
+        ("layers", config.num_hidden_layers, MOST_LAYERS),
+        ("weights", config.num_weights, MOST_WEIGHTS),
+        ("classes", config.num_labels, MOST_CLASSES),
+    ):
+        if value > most:
+            raise InputError(f"{file_path} asks for {value:,} {name}; {most:,} are the most")
+    return config
+
+
+def check_room(config: BertConfig, path: str | Path) -> None:
+    """To be asked before a network is built whose weights come from PATH/model.safetensors.
+
+    Raises:
+        InputError: the file is smaller than one byte a weight.
+    """
+    file_path = Path(path) / "model.safetensors"
+    if file_path.is_file() and file_path.stat().st_size < config.num_weights:
+        raise InputError(
+            f"{file_path} is not a whole safetensors file: it has {file_path.stat().st_size:,} bytes for the"
+            f" {config.num_weights:,} weights that its config.json asks for; fetch or copy it again"
+        )
 
 
 def load_encoder(path: str | Path, pool: str = "cls") -> Bert:
@@ -121,7 +151,9 @@ def load_encoder(path: str | Path, pool: str = "cls") -> Bert:
         InputError: it cannot be had, is truncated, or does not hold exactly this network's tensors.
     """
     path = sources.folder_of(path)
-    model = Bert(replace(read_config(path), pool=pool))
+    config = read_config(path)
+    check_room(config, path)
+    model = Bert(replace(config, pool=pool))
     load_weights(model, path)
     return model.eval()
 
@@ -130,18 +162,26 @@ def load_classifier(path: str | Path, head: nn.Module | None = None, pool: str |
     """As `load_encoder`, with a head: the file's own where it has one, else newly drawn, which is logged once.
 
     Args:
-        head: a module from (B, D) to (B, C) to load `classifier.*` into, in place of the default head.
+        head: a module to (B, C) to load `classifier.*` into; None: the one of heads.py that the folder's config.json
+            names, else the default head.
         pool: "cls" or "mean"; None: as the folder's config.json says, else "cls".
 
     Raises:
-        InputError: as `load_encoder`; the folder holds a head of another kind than the default, and `head` is None.
+        InputError: as `load_encoder`; the folder holds a head of one's own, and `head` is None; `pool`, or the
+            folder's, is not what the head reads.
     """
     path = sources.folder_of(path)
     config = read_config(path)
+    check_room(config, path)
     saved = read_json(Path(path) / "config.json").get("head")
     if head is None and saved is not None:
-        raise InputError(f"{path} holds a head of its own kind, {saved}: make one, and pass it as head=")
-    model = BertClassifier(config, head=head, pool=pool)
+        if saved not in list(HEADS):
+            raise InputError(f"{path} holds a head of its own kind, {saved}: make one, and pass it as head=")
+        head = HEADS[saved](config)
+    try:
+        model = BertClassifier(config, head=head, pool=pool)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
     report = load_weights(model, path)
     if report.drawn:
         log.warning("newly drawn, since %s has no such tensors: %s", path, ", ".join(report.drawn))
@@ -174,11 +214,14 @@ def load_weights(
     except SafetensorError as error:
         raise InputError(f"{file_path} is not a whole safetensors file ({error}); fetch or copy it again") from None
     with file:
-        there = {normal_name(name): name for name in file.keys()}  # noqa: SIM118
+        there: dict[str, str] = {}
+        for name in file.keys():  # noqa: SIM118
+            if there.setdefault(normal_name(name), name) != name:
+                raise InputError(f"{file_path}: {there[normal_name(name)]} and {name} are one tensor; leave one out")
         with_head = any(name.startswith("classifier.") for name in there)
         found: list[tuple[Tensor, list[str]]] = []
         passed_over: set[str] = set()
-        drawn, missing, wrong = [], [], []
+        drawn, missing, wrong, other = [], [], [], []
         published = published_names(model)
         for ours, tensor in model.state_dict().items():
             names = published[ours]
@@ -191,12 +234,17 @@ def load_weights(
             elif absent:
                 missing += absent
             else:
-                shapes = [file.get_slice(there[name]).get_shape() for name in names]
+                slices = [file.get_slice(there[name]) for name in names]
+                shapes = [part.get_shape() for part in slices]
                 expected = [tensor.shape[0] // len(names), *tensor.shape[1:]] if tensor.dim() else []
                 wrong += [f"{n} has {s}, not {expected}" for n, s in zip(names, shapes) if s != expected]
+                if tensor.is_floating_point():
+                    other += [f"{n} is {p.get_dtype()}" for n, p in zip(names, slices) if p.get_dtype() not in FLOATS]
                 found.append((tensor, names))
         if wrong:
             raise InputError(f"{file_path}: wrong shapes for its config.json: {brief(wrong)}")
+        if other:
+            raise InputError(f"{file_path}: {brief(other)}; weights are {', '.join(FLOATS)}")
         if missing:
             hint = ""
             if all(name.startswith("pooler.") for name in missing):
@@ -234,8 +282,8 @@ def save_pretrained(model: Bert | BertClassifier, path: str | Path, labels: list
     family = "Bert" if model.config.is_bert and model.config.pool == "cls" and not own_head else "Minibert"
     config["model_type"] = family.lower()
     config["architectures"] = [family + ("ForSequenceClassification" if isinstance(model, BertClassifier) else "Model")]
-    if own_head:
-        config["head"] = type(model.head).__name__
+    if isinstance(model, BertClassifier) and own_head:
+        config["head"] = name_of(model.head)
     write_json(path / "config.json", config)
     save_weights(model, path)
 

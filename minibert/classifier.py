@@ -26,6 +26,7 @@ from minibert.engine.network import length_multiple
 from minibert.errors import InputError, silent
 from minibert.evaluation import predict
 from minibert.lines import tell
+from minibert.notebook import MOST, Answers, Report, facts_html, run_html
 from minibert.progress import no_bars
 from minibert.setup import Head
 from minibert.training import folder, loop
@@ -99,17 +100,22 @@ class Run:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The row of the best epoch by validation accuracy, whose model is kept."""
-        return folder.best_of(self.history)
+        """The row of the best epoch, as `select` says, whose model is kept."""
+        return folder.best_of(self.history, folder.read_run(self.path)[0].select)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Report:
         """{"val": ..., "test": ...}, what `eval.py --json` prints: accuracy, macro_f1, confusion, verdict, ..."""
         with no_bars():
-            return evaluate_run(self.path, self.head, self.table)[0]
+            return Report(evaluate_run(self.path, self.head, self.table)[0])
 
     def classifier(self) -> Classifier:
         """The best model, to predict with."""
         return Classifier.load(self.path, self.head)
+
+    def _repr_html_(self) -> str:
+        config, _ = folder.read_run(self.path)
+        settings = {name: getattr(config, name) for name in ("data", "init", "model", "epochs", "batch_size", "lr")}
+        return run_html(self.path, settings, self.history, self.best["epoch"])
 
 
 def train(
@@ -154,17 +160,19 @@ class Classifier:
     Attributes:
         labels: the class names, in the order of the probabilities.
         encoding: how windows become texts; None: it takes texts.
+        config: the run's settings.
     """
 
-    def __init__(self, path: Path, head: Head | None = None) -> None:
+    def __init__(self, path: Path, head: Head | None = None, precision: str | None = None) -> None:
         config, content, model, self.tokenizer = load_run(path, head)
         dataset = content["dataset"]
-        if "encoding" not in dataset:
+        if not {"encoding", "labels", "pairs"} <= dataset.keys():
             raise InputError(f"{path} was made by an older version, which did not keep how inputs are read; train anew")
-        self.path, self.labels, self.pairs = path, list(dataset["labels"]), bool(dataset["pairs"])
+        self.config = config
+        self.path, self.labels, self.pairs, self.head = path, list(dataset["labels"]), bool(dataset["pairs"]), head
         self.encoding = None if dataset["encoding"] is None else Encoding.from_dict(dataset["encoding"])
         self.max_length = min(config.max_length, model.config.max_position_embeddings)
-        self.network = evaluator(model, choose_machine(content["precision"], choose_device()), [])
+        self.network = evaluator(model, choose_machine(precision or content["precision"], choose_device()), [])
 
     @classmethod
     def load(cls, path: str | Path, head: Head | None = None) -> Classifier:
@@ -199,8 +207,37 @@ class Classifier:
         self.network.multiple = length_multiple([examples])
         return predict(self.network, examples).logits.double().softmax(dim=1).numpy()
 
+    def answers(self, inputs: Any, pairs: Sequence[str] | None = None) -> Answers:
+        """As predict: for each input a dictionary of row, label, confidence and p {class: probability}."""
+        rows = []
+        for row, p in enumerate(self.predict_proba(inputs, pairs)):
+            best = int(p.argmax())
+            rows.append({"row": row, "label": self.labels[best], "confidence": round(float(p[best]), 6),
+                         "p": {label: round(float(value), 6) for label, value in zip(self.labels, p)}})  # fmt: skip
+        texts, seconds = self.texts(inputs, pairs)
+        return Answers(rows, texts if seconds is None else [f"{a} | {b}" for a, b in zip(texts, seconds)])
+
+    def _repr_html_(self) -> str:
+        model = self.network.model
+        takes = "pairs of texts" if self.pairs else "texts" if self.encoding is None else self.encoding.describe()
+        return facts_html(self.path, {
+            "classes": ", ".join(self.labels[:MOST]) + ("" if len(self.labels) <= MOST else ", ..."),
+            "takes": f"{takes}, up to {self.max_length} tokens",
+            "network": f"{model.config.num_hidden_layers} layers, {model.config.hidden_size} wide,"
+                       f" {sum(p.numel() for p in model.parameters()):,} parameters",
+        })  # fmt: skip
+
     def encode(self, inputs: Any, pairs: Sequence[str] | None) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
         """Inputs as they were read for training: ids, and token types where there are pairs."""
+        texts, pairs = self.texts(inputs, pairs)
+        if not texts:
+            return [], None
+        ids, types, _ = self.tokenizer.encode(texts, pairs, self.max_length)
+        as_arrays = [[np.asarray(row, dtype) for row in rows] for rows, dtype in ((ids, np.int32), (types, np.uint8))]
+        return as_arrays[0], as_arrays[1] if self.pairs else None
+
+    def texts(self, inputs: Any, pairs: Sequence[str] | None) -> tuple[list[str], list[str] | None]:
+        """Inputs as the tokenizer is given them: texts, and second texts where the run has pairs."""
         if (pairs is not None) != self.pairs:
             raise InputError(f"{self.path} was trained {'on pairs of texts' if self.pairs else 'without second texts'}")
         if self.encoding is None:
@@ -217,11 +254,7 @@ class Classifier:
             pairs = checked_texts(pairs)
             if len(pairs) != len(texts):
                 raise InputError(f"{len(texts)} texts, but {len(pairs)} second texts")
-        if not texts:
-            return [], None
-        ids, types, _ = self.tokenizer.encode(texts, pairs, self.max_length)
-        as_arrays = [[np.asarray(row, dtype) for row in rows] for rows, dtype in ((ids, np.int32), (types, np.uint8))]
-        return as_arrays[0], as_arrays[1] if self.pairs else None
+        return texts, pairs
 
 
 def is_windows(inputs: Any) -> bool:

@@ -13,6 +13,20 @@ class InputError(ValueError):
     """What was got, what is allowed, what to do: one line. The commands print it and exit with 2."""
 
 
+class OwnError(InputError):
+    """What one process of several meets alone, so that it has to say it itself."""
+
+
+class LostProcessError(OwnError):
+    """Another process of this run has gone, and the rest of them cannot go on without it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it is Python's, torch's on a GPU, or torch's on a CPU, which is a RuntimeError like any other."""
+    own = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return own or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+
+
 class Stopped(KeyboardInterrupt):
     """Ctrl-C, or another signal, in a run that can go on; its text says how. `code` is what the process ends with."""
 

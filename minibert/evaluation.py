@@ -12,6 +12,7 @@ from torch import Tensor
 
 from minibert.data import Examples
 from minibert.engine.network import Network
+from minibert.engine.processes import ALONE, Processes
 from minibert.lines import WIDTH, cell, columns, fold, visible
 from minibert.verdict import is_shut, judge
 
@@ -25,9 +26,11 @@ class Outputs(NamedTuple):
 
 
 @torch.no_grad()
-def predict(network: Network, examples: Examples, rows: Sequence[int] | None = None) -> Outputs:
+def predict(
+    network: Network, examples: Examples, rows: Sequence[int] | None = None, processes: Processes = ALONE
+) -> Outputs:
     """The logits of the examples at `rows` (None: all), and the vectors behind them. In portions by length, so that
-    little is padded.
+    little is padded; the same ones however many processes share them out.
     """
     model, was_training = network.model, network.model.training
     model.eval()
@@ -36,12 +39,12 @@ def predict(network: Network, examples: Examples, rows: Sequence[int] | None = N
     order = np.argsort(lengths, kind="stable")
     parts: list[tuple[Tensor, Tensor]] = []
     with network.autocast():
-        for portion in network.portions(lengths[order]):
+        for portion in processes.share(network.portions(lengths[order])):
             batch = network.batch(examples, rows[order[portion]].tolist())
             parts.append(tuple(part.float().cpu() for part in network(batch)))
     model.train(was_training)
     back = np.argsort(order)
-    logits, vectors = (torch.cat(part)[back] for part in zip(*parts))
+    logits, vectors = (torch.cat(part)[back] for part in zip(*processes.join(parts)))
     return Outputs(logits, vectors, is_shut(model.bert))
 
 
@@ -89,38 +92,48 @@ def report(outputs: Outputs, labels: np.ndarray, names: list[str]) -> dict[str, 
 
 NAME = 24  # columns of a class name at most; a longer one is cut, and stands whole below the table
 MISTAKES = 10  # that are listed where there are too many classes for a matrix
+MOST = 100  # classes that are listed; of more, WORST of them
+WORST = 20
 
 
 def format_report(title: str, result: dict[str, Any]) -> str:
     """The report for a terminal. The matrix stands beside the table, or below it, or is a list of the most frequent
-    mistakes, whichever fits.
+    mistakes, whichever fits; of very many classes the table has the worst.
     """
     names, confusion = list(result["classes"]), np.array(result["confusion"])
+    listed = list(enumerate(names, 1))
+    if len(names) > MOST:
+        occur = [(i, name) for i, name in listed if result["classes"][name]["support"]]
+        listed = sorted(occur, key=lambda entry: result["classes"][entry[1]]["f1"])[:WORST]
     digits = len(str(len(names)))
     wide = 1 + max(digits, len(str(confusion.max())))
-    width = min(NAME, max(columns(visible(name)) for name in [*names, "true class"]))
+    width = min(NAME, max(columns(visible(name)) for _, name in [*listed, (0, "true class")]))
     table = [f"  {'#':>{digits}}  {'true class':<{width}}  precision  recall  count"]
-    for i, name in enumerate(names, 1):
+    for i, name in listed:
         row = result["classes"][name]
         table.append(
             f"  {i:>{digits}}  {cell(name, width)}  {row['precision']:9.3f}  {row['recall']:6.3f}  {row['support']:5}"
         )
-    matrix = ["".join(f"{value:>{wide}}" for value in row) for row in (range(1, len(names) + 1), *confusion)]
+    matrix = []
+    if len(names) <= WIDTH:
+        matrix = ["".join(f"{value:>{wide}}" for value in row) for row in (range(1, len(names) + 1), *confusion)]
     lines = [
         f"{title}  accuracy {result['accuracy']:.3f}  loss {result['loss']:.3f}  macro-F1 {result['macro_f1']:.3f}"
         f"  n {result['n']:,}",
         f"{'':<{len(title)}}  majority baseline {result['majority']:.3f} (always {result['majority_class']!r})",
     ]
-    if columns(table[0]) + 1 + len(matrix[0]) <= WIDTH:
+    if len(names) > MOST:
+        lines.append(f"  the {len(listed)} of {len(names):,} classes with the lowest F1 (--json has all):")
+    if matrix and columns(table[0]) + 1 + len(matrix[0]) <= WIDTH:
         lines.append(" " * (columns(table[0]) + 2) + "predicted as")
         lines += [f"{left} {right}" for left, right in zip(table, matrix)]
-    elif digits + 4 + len(matrix[0]) <= WIDTH:
+    elif matrix and digits + 4 + len(matrix[0]) <= WIDTH:
         lines += [*table, f"  {'':>{digits}}   predicted as"]
         lines += [f"  {number:>{digits}}  {row}" for number, row in zip(("", *range(1, len(names) + 1)), matrix)]
     else:
         lines += [*table, *mistakes(names, confusion)]
     lines += [
-        f"  {i:>{digits}}: {visible(name)}" for i, name in enumerate(names, 1) if columns(visible(name)) > width
+        f"  {i:>{digits}}: {visible(name)}" for i, name in listed if columns(visible(name)) > width
     ]  # fmt: skip
     verdict = result["verdict"]
     cosine = "-" if verdict["cosine"] is None else f"{verdict['cosine']:.6f}"
@@ -134,7 +147,8 @@ def format_report(title: str, result: dict[str, Any]) -> str:
 
 def mistakes(names: list[str], confusion: np.ndarray) -> list[str]:
     """The most frequent pairs of true and predicted class, for more classes than a matrix has room for."""
-    wrong = confusion * (1 - np.eye(len(names), dtype=int))
+    wrong = confusion.copy()
+    np.fill_diagonal(wrong, 0)
     most = [int(i) for i in wrong.ravel().argsort(kind="stable")[::-1][:MISTAKES] if wrong.flat[i]]
     half = (WIDTH - 16) // 2
     return ["  most frequent mistakes (--json has the whole matrix):"] + [

@@ -61,11 +61,11 @@ def choose(examples: Examples, count: int, pad_id: int) -> Batch:
 def look(model: BertClassifier, batch: Batch, manifest: Manifest) -> list[Part]:
     """The embeddings, each layer, what comes behind them; figures of one forward and one backward pass."""
     real = torch.ones_like(batch.input_ids, dtype=torch.bool) if batch.attention_mask is None else batch.attention_mask
-    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}  # a head may have frozen ones
-    with recorded(model) as seen:
+    with thawed(model.bert), recorded(model) as seen:
+        weights = {name: p for name, p in model.named_parameters() if p.requires_grad}  # a head may have frozen ones
         loss = F.cross_entropy(model(*batch[:3]), batch.labels)
-    # Leaves no .grad. A head may have weights that it does not use.
-    gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
+        # Leaves no .grad. A head may have weights that it does not use.
+        gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
     norms = dict(zip(weights, (gradient.norm() for gradient in gradients)))
     names: dict[str, list[str]] = {}
     for name in weights:
@@ -91,6 +91,17 @@ def part_of(name: str) -> str:
     """`bert.layers.0.attention.qkv.weight` -> "layer 1"; else embeddings, norm (behind pre-LN layers), pooler, head."""
     pieces = name.removeprefix("bert.").split(".")
     return f"layer {int(pieces[1]) + 1}" if pieces[0] == "layers" else pieces[0]
+
+
+@contextmanager
+def thawed(module: nn.Module) -> Iterator[None]:
+    """While open, what is frozen in it asks for a gradient, too."""
+    frozen = [parameter.requires_grad_() for parameter in module.parameters() if not parameter.requires_grad]
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 @contextmanager

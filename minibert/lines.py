@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sys
 import unicodedata
+from typing import TextIO
 
 WIDTH = 80
+ESCAPE = "\x1b"
+BLOCKS = "▁▂▃▄▅▆▇█"
+COLOURS = {  # of a terminal: green, red, cyan
+    re.compile(r"(?<=  )learning\b"): 32,
+    re.compile(r"(?<=  )collapsed( since step [\d,]+)?"): 31,
+    re.compile(f"[{BLOCKS}]+"): 36,
+}
 
 
 def visible(text: str) -> str:
@@ -46,5 +57,23 @@ def fold(text: str) -> str:
 
 
 def tell(line: str) -> None:
-    """Print a line for the user, folded."""
-    print(fold(line))
+    """Print a line for the user, folded; on a terminal with colours."""
+    text = fold(line)
+    if has_colours(sys.stdout):
+        for what, colour in COLOURS.items():
+            text = what.sub(rf"{ESCAPE}[{colour}m\g<0>{ESCAPE}[0m", text)
+    print(text)
+
+
+def has_colours(stream: TextIO) -> bool:
+    """A terminal, and nobody asked for none (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def lacks(stream: TextIO, letters: str) -> bool:
+    """Whether the stream's encoding does not have them all."""
+    try:
+        letters.encode(stream.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return True
+    return False

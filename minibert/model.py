@@ -6,7 +6,8 @@ Shapes, here and in the comments:
     N heads        H head size = D / N   V vocabulary         C classes
 
 Read from top to bottom: the numbers (`BertConfig`), the embeddings, attention, feed-forward, one
-layer, the poolers, the encoder (`Bert`), the head and the classifier (`BertClassifier`).
+layer, the poolers, the encoder (`Bert`), the default head and the classifier (`BertClassifier`).
+heads.py has other heads.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class BertConfig:
 
     Raises:
         ValueError: a size below 1, a dropout rate outside [0, 1), heads that do not divide the hidden
-            size, an unknown activation or pool.
+            size, a padding word beyond the vocabulary, an unknown activation or pool.
     """
 
     vocab_size: int = 30522
@@ -62,7 +63,7 @@ class BertConfig:
     pad_token_id: int = 0
     num_labels: int = 2
     # Ours, not published fields. The defaults are BERT.
-    pool: str = "cls"  # what the head reads: "cls" (BERT's pooler) or "mean"
+    pool: str = "cls"  # what the head reads: "cls" (BERT's pooler), "mean", or "tokens" (all of them, no pooler)
     residual_scale: float = 1.0  # a in LayerNorm(a x + F(x)): DeepNorm, Admin
     branch_gate: str = "none"  # a learned g in x + g F(x): "scalar" (ReZero) or "channel" (LayerScale)
     norm_first: bool = False  # x + F(LayerNorm(x)), and one LayerNorm at the end: pre-LN
@@ -71,21 +72,31 @@ class BertConfig:
         sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
                  "max_position_embeddings", "type_vocab_size", "num_labels")  # fmt: skip
         for name in sizes:
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:  # True is none
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a whole number of at least 1")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             rate = getattr(self, name)
-            if rate is not None and not 0 <= rate < 1:
-                raise ValueError(f"{name} is {rate!r}; it must be at least 0 and below 1")
+            if not (is_number(rate) and 0 <= rate < 1) and (rate is not None or name != "classifier_dropout"):
+                raise ValueError(f"{name} is {rate!r}; it must be a number of at least 0 and below 1")
+        for name in ("layer_norm_eps", "initializer_range", "residual_scale"):
+            if not is_number(getattr(self, name)) or getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a number above 0")
+        if type(self.pad_token_id) is not int or not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(f"pad_token_id is {self.pad_token_id!r}; it must be a word, 0 to {self.vocab_size - 1}")
+        if type(self.norm_first) is not bool:
+            raise ValueError(f"norm_first is {self.norm_first!r}; it must be true or false")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of {self.num_attention_heads} heads")
-        if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"hidden_act is {self.hidden_act!r}; known: {', '.join(ACTIVATIONS)}")
-        for name, known in (("pool", POOLERS), ("branch_gate", GATES)):
-            if getattr(self, name) not in known:
+        for name, known in (("hidden_act", ACTIVATIONS), ("pool", POOLERS), ("branch_gate", GATES)):
+            if getattr(self, name) not in list(known):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; known: {', '.join(known)}")
-        if not self.residual_scale > 0:
-            raise ValueError(f"residual_scale is {self.residual_scale!r}; it must be above 0")
+
+    @property
+    def num_weights(self) -> int:
+        """Of embeddings and layers, without biases and norms: not more than a file of weights has."""
+        rows = self.vocab_size + self.max_position_embeddings + self.type_vocab_size
+        layer = 4 * self.hidden_size**2 + 2 * self.hidden_size * self.intermediate_size
+        return rows * self.hidden_size + self.num_hidden_layers * layer
 
     @property
     def is_bert(self) -> bool:
@@ -109,6 +120,8 @@ class BertConfig:
             if published.get(name, value) != value:
                 raise ValueError(f"config.json has {name} = {published[name]!r}; this BERT implements {value!r} only")
         known = {name: published[name] for name in cls.__dataclass_fields__ if name in published}
+        if known.get("pad_token_id", 0) is None:  # as in some published files: what is padded is masked, whatever it is
+            del known["pad_token_id"]
         if "id2label" in published:
             known["num_labels"] = len(published["id2label"])
         return cls(**known)
@@ -116,6 +129,10 @@ class BertConfig:
     def to_dict(self) -> dict[str, Any]:
         """As config.json holds it. Layers that are not BERT's get a type of their own: no one else must run them."""
         return {"model_type": "bert" if self.is_bert else "minibert"} | FIXED | asdict(self)
+
+
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 class Embeddings(nn.Module):
@@ -275,7 +292,8 @@ class MeanPooler(nn.Module):
         return (x * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
 
 
-POOLERS = {"cls": ClsPooler, "mean": MeanPooler}
+# A head over tokens needs no pooler; `pooled_output` is then their mean, which verdict and probe look at.
+POOLERS = {"cls": ClsPooler, "mean": MeanPooler, "tokens": MeanPooler}
 
 
 class Bert(nn.Module):
@@ -334,14 +352,30 @@ class ClassificationHead(nn.Module):
         return self.linear(self.dropout(x))
 
 
+def reads_of(head: object) -> str:
+    """What a head reads: "pooled", called as head(pooled (B, D)), or, where its attribute `reads` says "tokens",
+    called as head(tokens (B, S, D), mask (B, S) bool), the mask True where a token is real.
+
+    Raises:
+        ValueError: its `reads` says something else.
+    """
+    reads = getattr(head, "reads", "pooled")
+    if reads not in ("pooled", "tokens"):
+        raise ValueError(f"the head's reads is {reads!r}; it must be 'pooled' or 'tokens'")
+    return reads
+
+
 class BertClassifier(nn.Module):
     """Encoder and head.
 
     Args:
         config: its `num_labels` is the number of classes C.
-        head: any module from (B, D) to (B, C); None: a `ClassificationHead`.
-        pool: "cls" or "mean", in place of the config's.
+        head: any module from what it reads (see `reads_of`) to (B, C); None: a `ClassificationHead`.
+        pool: in place of the config's. A head over tokens makes it "tokens".
         dropout: makes the dropout modules of the encoder and of the default head (engine/dropout.py has others).
+
+    Raises:
+        ValueError: `pool` gives the head what it does not read.
     """
 
     def __init__(
@@ -352,6 +386,12 @@ class BertClassifier(nn.Module):
         dropout: Dropout = nn.Dropout,
     ) -> None:
         super().__init__()
+        if reads_of(head) == "tokens":
+            if pool not in (None, "tokens"):
+                raise ValueError(f"pool is {pool!r}, but the head reads all tokens")
+            pool = "tokens"
+        elif "tokens" in (pool, config.pool if pool is None else None):
+            raise ValueError("pool is 'tokens', but the head reads one vector; pool must be 'cls' or 'mean'")
         self.config = config if pool is None else replace(config, pool=pool)
         self.bert = Bert(self.config, dropout)
         self.head = ClassificationHead(self.config, dropout) if head is None else head
@@ -360,7 +400,15 @@ class BertClassifier(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> Tensor:
         """As `Bert`, but returns the logits (B, C)."""
-        return self.head(self.bert(input_ids, attention_mask, token_type_ids)[1])
+        mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]  # (B, 1, 1, S)
+        x, pooled = self.bert(input_ids, attention_mask, token_type_ids)
+        return self.classify(x, pooled, mask)
+
+    def classify(self, x: Tensor, pooled: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What `Bert` gives, x (B, S, D) and pooled (B, D), with mask (B, 1, 1, S) bool or None -> logits (B, C)."""
+        if self.config.pool != "tokens":
+            return self.head(pooled)
+        return self.head(x, x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask[:, 0, 0])
 
 
 def init_weights(module: nn.Module, std: float, generator: torch.Generator | None = None) -> None:

@@ -6,17 +6,16 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from minibert.classifier import Classifier
-from minibert.data.table import READERS, columns_of, decode, read_file
+from minibert.data.table import READERS, Layout, columns_of, decode, read_file
 from minibert.data.windows import checked_windows, read_npz
 from minibert.errors import InputError
-from minibert.files import replace_file
+from minibert.files import check_output, write_output
 from minibert.lines import visible
 
 STDIN = "-"
@@ -24,7 +23,10 @@ KINDS = (".txt", *READERS, ".npz")
 FORMS = (".csv", ".jsonl")
 
 
-def predict_file(run: Path, source: str, out: Path | None, charset: str = "utf-8", as_json: bool = False) -> None:
+def predict_file(
+    run: Path, source: str, out: Path | None, charset: str = "utf-8", as_json: bool = False,
+    columns: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
     """Write a line an input to `out` or to standard output: its place, label, confidence, each class's probability.
 
     Args:
@@ -32,29 +34,36 @@ def predict_file(run: Path, source: str, out: Path | None, charset: str = "utf-8
             standard input, one text a line.
         out: a .csv or .jsonl file; None: standard output.
         as_json: JSON lines on standard output, in place of CSV.
+        columns: `text_column`, `text_b_column`, `delimiter` where they differ from the run's own.
 
     Raises:
         InputError: the input cannot be used by this run, or `run` cannot predict.
     """
     if out is not None and out.suffix.lower() not in FORMS:
         raise InputError(f"--out {out}: unknown kind; give {' or '.join(FORMS)}")
+    if out is not None:
+        check_output(out, "--out")
     path = Path(source)
     if source != STDIN and not path.is_file():
         raise InputError(f"{path}: no such file; give one of {', '.join(KINDS)}, or - for standard input")
     if source != STDIN and path.suffix.lower() not in KINDS:
         raise InputError(f"{path}: unknown kind; give one of {', '.join(KINDS)}")
     classifier = Classifier.load(run)
-    inputs, pairs = read_inputs(classifier, source, charset)
-    rows = answers(classifier.labels, classifier.predict_proba(inputs, pairs))
-    lines = as_json_lines(rows) if (out.suffix.lower() == ".jsonl" if out else as_json) else as_csv(rows)
+    layout = Layout.of(replace(classifier.config, **(columns or {})))
+    inputs, pairs = read_inputs(classifier, source, charset, layout)
+    rows = classifier.answers(inputs, pairs)
+    # On standard output in ASCII: what a terminal's encoding lacks would make no JSON.
+    lines = (
+        as_json_lines(rows, ascii=out is None) if (out.suffix.lower() == ".jsonl" if out else as_json) else as_csv(rows)
+    )
     if out is None:
         for line in lines:
             print(visible(line) if sys.stdout.isatty() else line)
     else:
-        replace_file(out, lambda beside: beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8"))
+        write_output(out, lambda beside: beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8"))
 
 
-def read_inputs(classifier: Classifier, source: str, charset: str) -> tuple[Any, list[str] | None]:
+def read_inputs(classifier: Classifier, source: str, charset: str, layout: Layout) -> tuple[Any, list[str] | None]:
     """New texts or windows, and second texts where the run needs them.
 
     Raises:
@@ -80,34 +89,26 @@ def read_inputs(classifier: Classifier, source: str, charset: str) -> tuple[Any,
         texts = decode(content, Path(name), charset).split("\n")
         if not texts[-1]:  # behind the end of the last line
             texts.pop()
-        rows = [(f"{name}, line {i}", {"text": text}) for i, text in enumerate(texts, 1)]
+        rows, layout = [(f"{name}, line {i}", {"text": text}) for i, text in enumerate(texts, 1)], Layout()
     else:
-        name, rows = source, read_file(path, path.read_bytes(), charset, needed)
+        name, rows = source, read_file(path, path.read_bytes(), charset, needed, layout)
     if not rows:
         raise InputError(f"{name}: no texts in it")
-    columns = columns_of(rows, needed, needed)
+    columns = columns_of(rows, needed, needed, layout)
     return columns["text"], columns.get("text_b")
 
 
-def answers(labels: list[str], probabilities: np.ndarray) -> Iterator[dict[str, Any]]:
-    """(n, C) -> a dictionary an input."""
-    for row, p in enumerate(probabilities):
-        best = int(p.argmax())
-        yield {"row": row, "label": labels[best], "confidence": round(float(p[best]), 6),
-               "p": {label: round(float(value), 6) for label, value in zip(labels, p)}}  # fmt: skip
+def as_json_lines(rows: Iterable[dict[str, Any]], ascii: bool) -> Iterator[str]:
+    return (json.dumps(row, ensure_ascii=ascii) for row in rows)
 
 
-def as_json_lines(rows: Iterator[dict[str, Any]]) -> Iterator[str]:
-    return (json.dumps(row, ensure_ascii=False) for row in rows)
-
-
-def as_csv(rows: Iterator[dict[str, Any]]) -> Iterator[str]:
+def as_csv(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
     """With a header; a column a class, named p(CLASS), as in eval.py's file."""
     for row in rows:
-        p = row.pop("p")
+        own, p = {name: value for name, value in row.items() if name != "p"}, row["p"]
         if row["row"] == 0:
-            yield as_line([*row, *(f"p({label})" for label in p)])
-        yield as_line([*row.values(), *p.values()])
+            yield as_line([*own, *(f"p({label})" for label in p)])
+        yield as_line([*own.values(), *p.values()])
 
 
 def as_line(cells: list[Any]) -> str:

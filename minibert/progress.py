@@ -1,4 +1,4 @@
-"""How far something is: one moving line on a terminal, a few plain lines elsewhere."""
+"""How far something is: one moving line on a terminal or in a notebook, a few plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TextIO
+from typing import Any, TextIO
 
 WIDTH = 20  # of the bar: the whole line has room in 80 columns
 
@@ -35,7 +35,8 @@ class Progress:
     def __init__(self, total: int, done: int = 0, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
         self.total, self.done, self.skipped = total, done, done
-        self.live = self.stream.isatty() and not hidden.get()
+        self.replace = None if hidden.get() else notebook_line(self.stream)
+        self.live = (self.stream.isatty() or self.replace is not None) and not hidden.get()
         self.started = self.printed = time.monotonic()
         self.interval = math.inf if hidden.get() else 0.2 if self.live else 30.0
 
@@ -56,13 +57,38 @@ class Progress:
         if self.live:
             full = int(share * WIDTH)
             line = f"{'█' * full}{'·' * (WIDTH - full)} {line}"
+        if self.replace is not None:
+            self.replace(f"{text()}  {line}")
+            return
         self.clear()
         print(f"{text()}  {line}", end="" if self.live else "\n", file=self.stream, flush=True)
 
     def clear(self) -> None:
         """Take the moving line away, so that a plain one can be printed."""
-        if self.live:
+        if self.replace is not None:
+            self.replace("")
+        elif self.live:
             print("\r\x1b[2K", end="", file=self.stream, flush=True)
+
+
+def notebook_line(stream: TextIO) -> Callable[[str], None] | None:
+    """What puts a line in the place of the one before, where `stream` is a notebook's; None elsewhere.
+
+    A notebook takes each line that a stream is given, moves no cursor, and keeps all of them; a display it replaces.
+    """
+    if not type(stream).__module__.startswith("ipykernel."):
+        return None
+    from IPython.display import display
+
+    handles: list[Any] = []
+
+    def replace(line: str) -> None:
+        if handles:
+            handles[0].update({"text/plain": line}, raw=True)
+        elif line:
+            handles.append(display({"text/plain": line}, raw=True, display_id=True))
+
+    return replace
 
 
 def duration(seconds: float) -> str:

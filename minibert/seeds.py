@@ -31,13 +31,15 @@ class Seeds:
         """
         known = [field.name for field in fields(cls)]
         values: dict[str, int] = {}
+        set_apart: set[str] = set()
         for position, part in enumerate(text.split(",")):
             name, equals, number = (piece.strip() for piece in part.rpartition("="))
             allowed = name in known if equals else position == 0
-            if not allowed or not number.isdecimal() or len(number) > 100:
+            if not allowed or name in set_apart or not number.isdecimal() or len(number) > 100:
                 raise InputError(
-                    f"--seed {text!r}: write a whole number, or NUMBER,NAME=NUMBER with {', '.join(known)}"
+                    f"--seed {text!r}: write a whole number, or NUMBER,NAME=NUMBER with {', '.join(known)}, each once"
                 )
+            set_apart.add(name)
             values.update({name: int(number)} if name else dict.fromkeys(known[:-1], int(number)))
         return cls(**values)
 

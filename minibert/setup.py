@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,15 +13,18 @@ import torch
 from torch import nn
 
 from minibert import checkpoint, sources
-from minibert.config import TrainConfig
-from minibert.data import BUNDLED, IN_MEMORY, Dataset, check_vocabulary, load_dataset
+from minibert.config import TrainConfig, field_of
+from minibert.data import BUNDLED, IN_MEMORY, Dataset, check_vocabulary, load_dataset, read_table
 from minibert.data.table import Table
 from minibert.engine.dropout import dropout_for
 from minibert.engine.machine import Machine, choose_device, choose_machine
+from minibert.engine.processes import ALONE, here
 from minibert.errors import InputError, Say
+from minibert.freezing import freeze, frozen_by
+from minibert.heads import HEADS, name_of
 from minibert.initialization import Init, Manifest, initialize, layer_config, summary
 from minibert.masked import self_mlm
-from minibert.model import BertClassifier, BertConfig
+from minibert.model import BertClassifier, BertConfig, reads_of
 from minibert.seeds import derive
 from minibert.tokenizer import Tokenizer
 
@@ -56,42 +60,69 @@ class Setup:
     manifest: Manifest
 
 
-def settle(config: TrainConfig, say: Say = print, table: Table | None = None) -> Ground:
+def settle(config: TrainConfig, say: Say = print, table: Table | None = None, own_head: bool = False) -> Ground:
     """Settings -> checkpoint and data: whatever can be refused before a model is built. Writes nothing but the cache.
 
     Args:
         table: data in memory, in place of what `config.data` names.
+        own_head: there will be a head of one's own, so that what it reads is not known yet.
 
     Raises:
         InputError: something that the settings name cannot be used.
     """
     init = Init.parse(config.init)
+    if config.tensorboard and find_spec("tensorboard") is None:
+        raise InputError("--tensorboard needs a package: pip install -e '.[tensorboard]'")
+    named = config.data if table is None else IN_MEMORY
+    table = read_table(config) if table is None else table  # first: a wrong column must not wait for a download
     machine = choose_machine(config.precision, choose_device())
     say(f"minibert on {machine.describe()}, {machine.name}: {machine.why}")
     source = sources.resolve(config.model, init.scheme.needs_weights, say)
     bert_config = layer_config(init, checkpoint.read_config(source.path))
     tokenizer = Tokenizer.load(source.path)
     check_vocabulary(tokenizer, bert_config.vocab_size, source.name)
+    if init.scheme.needs_weights:
+        checkpoint.check_room(bert_config, source.path)
+    frozen_by(config.freeze, bert_config.num_hidden_layers)  # refuses layers that are not there
+    pool = config.pool if own_head else pool_for(config.pool, HEADS[config.head], bert_config)
     data = load_dataset(config, tokenizer, bert_config.max_position_embeddings, table)
+    if data.pairs and bert_config.type_vocab_size < 2:
+        raise InputError(f"{source.name} has one token type; second texts (text_b) need a --model with two")
     say(f"data: {data.summary}")
     # Resolved, so that a run that goes on elsewhere goes on with the same: also in its number format.
-    resolved = {"pool": bert_config.pool if config.pool == "auto" else config.pool, "precision": machine.name}
+    resolved = {"pool": pool, "precision": machine.name}
     resolved["model"] = str(source.path.resolve()) if Path(config.model).is_dir() else source.name
-    if table is not None:
-        resolved["data"] = IN_MEMORY
-    elif config.data not in BUNDLED and Path(config.data).exists():
-        resolved["data"] = str(Path(config.data).resolve())
+    if named not in (*BUNDLED, IN_MEMORY) and Path(named).exists():
+        named = str(Path(named).resolve())
+    resolved["data"] = named
     return Ground(replace(config, **resolved), init, machine, source, bert_config, tokenizer, data)
+
+
+def pool_for(wanted: str, head: object, config: BertConfig) -> str:
+    """What --pool comes to for a head: "cls", "mean", or "tokens", where the head reads them all.
+
+    Raises:
+        InputError: `wanted` is not what the head reads.
+    """
+    if reads_of(head) == "tokens":
+        if wanted not in ("auto", "tokens"):
+            raise InputError(f"--pool {wanted}: this head reads all tokens, and nothing pools them; leave --pool out")
+        return "tokens"
+    if wanted == "tokens":
+        raise InputError("--pool tokens: this head reads one vector; give --head attention, or leave --pool out")
+    if wanted == "auto":  # a checkpoint that was saved with a head over tokens has no pooler
+        return "mean" if config.pool == "tokens" else config.pool
+    return wanted
 
 
 def make_head(head: Head, hidden_size: int, num_labels: int, seed: int = 0) -> nn.Module:
     """A head of one's own, made under a seed: what its constructor draws is the same every time.
 
     Raises:
-        InputError: `head` cannot be called with the two sizes, or gives no module.
+        InputError: `head` cannot be called with the two sizes, gives no module, or one that reads what there is not.
     """
     if isinstance(head, nn.Module):
-        return head
+        return checked(head)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "head's constructor"))
         try:
@@ -104,32 +135,67 @@ def make_head(head: Head, hidden_size: int, num_labels: int, seed: int = 0) -> n
         made = head(hidden_size, num_labels)
     if not isinstance(made, nn.Module):
         raise InputError(f"head={head!r} gave {type(made).__name__}; it must give a torch.nn.Module")
-    return made
+    return checked(made)
+
+
+def checked(head: nn.Module) -> nn.Module:
+    """`head`, whose `reads` and forward say the same."""
+    name = type(head).__name__
+    try:
+        given = ("tokens", "mask") if reads_of(head) == "tokens" else ("pooled",)
+    except ValueError as error:
+        raise InputError(f"head={name}: {error}") from None
+    try:
+        inspect.signature(head.forward).bind(*given)
+    except TypeError as error:
+        raise InputError(
+            f"head={name} is called as head({', '.join(given)}): {error}; one that reads all tokens says so in its"
+            ' class, reads = "tokens"'
+        ) from None
+    except ValueError:  # a forward that is not Python's has no signature to look at
+        pass
+    return head
 
 
 def prepare(config: TrainConfig, say: Say = print, head: Head | None = None, table: Table | None = None) -> Setup:
     """Settings -> checkpoint, data and initialized model, on the CPU. Writes nothing but the cache.
 
     Args:
-        head: in place of the default one, a module from (B, D) to (B, C) or what makes one.
+        head: in place of `config.head`, a module from what it reads (see `reads_of`) to (B, C) or what makes one.
         table: data in memory, in place of what `config.data` names.
 
     Raises:
         InputError: as settle.
     """
-    config, init, machine, source, bert_config, tokenizer, data = settle(config, say, table)
+    if head is not None and config.head != field_of("head").default:
+        raise InputError(f"head twice: one of your own, and TrainConfig(head={config.head!r}); leave one out")
+    processes = here()
+    ground = processes.each(settle, config, say, table, head is not None)
+    config, init, machine, source, bert_config, tokenizer, data = ground
+    same = (replace(config, data="", model=""), data.sha256, source.sha256)  # paths may differ between machines
+    processes.alike(same, "settings, data or checkpoints")
     learned = None
     if init.scheme.learns:
         (epochs,) = init.numbers(bert_config)
-        learned = self_mlm(bert_config, data.train, tokenizer, int(epochs), machine, say)
+        by_itself = replace(machine, processes=ALONE)
+        learned = processes.once(self_mlm, bert_config, data.train, tokenizer, int(epochs), by_itself, say)
     hidden, attention, in_front = config.rates
+    if head is not None:
+        head = make_head(head, bert_config.hidden_size, len(data.labels), config.seeds.head)
+        config = replace(config, pool=pool_for(config.pool, head, bert_config))
     bert_config = replace(
         bert_config, num_labels=len(data.labels), pool=config.pool, hidden_dropout_prob=hidden,
         attention_probs_dropout_prob=attention, classifier_dropout=in_front,
     )  # fmt: skip
-    if head is not None:
-        head = make_head(head, bert_config.hidden_size, bert_config.num_labels, config.seeds.head)
-    model = BertClassifier(bert_config, head, dropout=dropout_for(machine.device))
+    dropout = dropout_for(machine.device)
+    model = BertClassifier(
+        bert_config, HEADS[config.head](bert_config, dropout) if head is None else head, None, dropout
+    )
     manifest = initialize(model, init, source.path, config.seeds, learned)
+    if name_of(model.head) != field_of("head").default:
+        what = {"cls": "[CLS] through the pooler", "mean": "the mean of the tokens", "tokens": "all tokens, no pooler"}
+        say(f"head: {name_of(model.head)}; it reads {what[config.pool]}")
     say(f"start: {config.init} ({source.name} {source.sha256[:12]}): {summary(manifest)}")
+    for line in freeze(model, config):
+        say(line)
     return Setup(config, machine, source, tokenizer, data, model, manifest)

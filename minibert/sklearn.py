@@ -26,7 +26,7 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
     folder is a temporary one; pickle the fitted estimator to keep it.
 
     Args:
-        head: as in minibert.train.
+        head: as in TrainConfig, or a head of one's own as in minibert.train.
         verbose: print what train.py prints.
 
     All others are settings of `TrainConfig`, under the same names and with the same defaults.
@@ -44,6 +44,8 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
         model: str = TrainConfig.model,
         pool: str = TrainConfig.pool,
         dropout: str = TrainConfig.dropout,
+        freeze: str = TrainConfig.freeze,
+        freeze_encoder_epochs: int = TrainConfig.freeze_encoder_epochs,
         epochs: int = TrainConfig.epochs,
         batch_size: int = TrainConfig.batch_size,
         accumulate: int = TrainConfig.accumulate,
@@ -51,7 +53,12 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
         warmup: float = TrainConfig.warmup,
         weight_decay: float = TrainConfig.weight_decay,
         clip: float = TrainConfig.clip,
+        class_weights: str = TrainConfig.class_weights,
+        label_smoothing: float = TrainConfig.label_smoothing,
         bias_correction: bool = TrainConfig.bias_correction,
+        select: str = TrainConfig.select,
+        early_stopping: int = TrainConfig.early_stopping,
+        on_nonfinite: str = TrainConfig.on_nonfinite,
         precision: str = TrainConfig.precision,
         max_length: int = TrainConfig.max_length,
         encoding: str = TrainConfig.encoding,
@@ -59,13 +66,15 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
         steps: int = TrainConfig.steps,
         grid_cells: int = TrainConfig.grid_cells,
         seed: str = TrainConfig.seed,
-        head: Head | None = None,
+        head: str | Head | None = TrainConfig.head,
         verbose: bool = False,
     ) -> None:
         self.init = init
         self.model = model
         self.pool = pool
         self.dropout = dropout
+        self.freeze = freeze
+        self.freeze_encoder_epochs = freeze_encoder_epochs
         self.epochs = epochs
         self.batch_size = batch_size
         self.accumulate = accumulate
@@ -73,7 +82,12 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
         self.warmup = warmup
         self.weight_decay = weight_decay
         self.clip = clip
+        self.class_weights = class_weights
+        self.label_smoothing = label_smoothing
         self.bias_correction = bias_correction
+        self.select = select
+        self.early_stopping = early_stopping
+        self.on_nonfinite = on_nonfinite
         self.precision = precision
         self.max_length = max_length
         self.encoding = encoding
@@ -91,6 +105,7 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
             ValueError: X are neither texts nor windows, y are no classes or only one, or a setting is out of its range.
         """
         settings = {name: value for name, value in self.get_params(deep=False).items() if name not in OWN}
+        own_head = None if isinstance(self.head, str) else settings.pop("head")
         inputs = np.asarray(X) if is_windows(X) else np.array(checked_texts(X), dtype=object)
         if y is None:
             raise ValueError("MiniBertClassifier requires y to be passed, but the target y is None")
@@ -111,7 +126,7 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
         data = Data(inputs[rows], [str(place) for place in places[rows]], splits=splits)
         with tempfile.TemporaryDirectory() as scratch:
             config = TrainConfig(**settings, out=str(Path(scratch) / "run"))
-            run = train(config, data, head=self.head, verbose=self.verbose)
+            run = train(config, data, head=own_head, verbose=self.verbose)
             self.classifier_ = run.classifier()
         self.classes_, self.history_ = classes, run.history
         return self
@@ -134,4 +149,4 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
         return tags
 
 
-OWN = ("head", "verbose")  # parameters that are no settings
+OWN = ("verbose",)  # parameters that are no settings

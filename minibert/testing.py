@@ -1,13 +1,15 @@
 """Unit tests for a classifier head: fifteen checks that need no weights, no data and no accelerator.
 
-    check_head(lambda: MyHead(768, 3), hidden_size=768, num_labels=3)
+    check_head(MyHead, hidden_size=768, num_labels=3)
 
 A "pooled" head maps (B, D) to logits (B, C). A "tokens" head is called as head(tokens, mask) with tokens
-(B, S, D) and mask (B, S) bool, True where a token is real. docs/head.md lists the checks.
+(B, S, D) and mask (B, S) bool, True where a token is real; it says so by an attribute, reads = "tokens".
+docs/head.md lists the checks.
 """
 
 from __future__ import annotations
 
+import inspect
 import random
 import sys
 import tempfile
@@ -16,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import log
 from typing import Any
 
@@ -26,7 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from minibert.checkpoint import load_classifier, save_pretrained
-from minibert.model import BertClassifier, BertConfig
+from minibert.model import BertClassifier, BertConfig, reads_of
 
 ROWS, TOKENS = 8, 6
 START_LOSS = 0.5  # above ln C, at most
@@ -62,10 +65,11 @@ class HeadCase:
 
     Args:
         id: its name in the names of tests.
-        factory: called without arguments, makes a new head.
+        factory: makes a new head. Called as factory(hidden_size, num_labels), as minibert.train calls it, where its
+            signature asks for two arguments or names these; else without.
         hidden_size: D, the width of what the head reads.
         num_labels: C, how many logits it returns.
-        reads: "pooled" or "tokens".
+        reads: "pooled" or "tokens"; None: what the head's own attribute `reads` says, else "pooled".
         allowed: checks that may fail, each with the reason.
 
     Raises:
@@ -73,15 +77,20 @@ class HeadCase:
     """
 
     id: str
-    factory: Callable[[], nn.Module]
+    factory: Callable[..., nn.Module]
     hidden_size: int
     num_labels: int
-    reads: str = "pooled"
+    reads: str | None = None
     allowed: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.reads not in ("pooled", "tokens"):
+        if self.reads not in (None, "pooled", "tokens"):
             raise ValueError(f"reads is {self.reads!r}; known: pooled, tokens")
+        if isinstance(self.factory, nn.Module):
+            made = type(self.factory).__name__
+            raise ValueError(
+                f"a head that is made already, {made}; give what makes a new one each time: lambda: {made}(...)"
+            )
         for name, least in (("hidden_size", 1), ("num_labels", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be at least {least}")
@@ -92,10 +101,38 @@ class HeadCase:
     def build(self, seed: int = 0) -> nn.Module:
         # The CPU's generator alone: torch.manual_seed would also reseed the caller's accelerators.
         torch.default_generator.manual_seed(seed)
-        head = self.factory()
+        head = self.factory(*self.sizes)
         if not isinstance(head, nn.Module):
             raise TypeError(f"the factory must return a new nn.Module, not {type(head).__name__}")
         return head
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """What the factory is called with."""
+        sizes = (self.hidden_size, self.num_labels)
+        try:
+            signature = inspect.signature(self.factory)
+            signature.bind(*sizes)
+        except (TypeError, ValueError):
+            return ()
+        try:
+            signature.bind()
+        except TypeError:
+            return sizes
+        # Both would do. Defaults in the place of the sizes may be anything; by name they are the sizes.
+        parameters = list(signature.parameters.values())
+        named = [parameter.name for parameter in parameters[:2]] == ["hidden_size", "num_labels"]
+        return sizes if named or parameters[0].kind is inspect.Parameter.VAR_POSITIONAL else ()
+
+    @cached_property
+    def over_tokens(self) -> bool:
+        if self.reads is not None:
+            return self.reads == "tokens"
+        try:
+            with own_world():
+                return reads_of(self.build()) == "tokens"
+        except Exception:  # a factory may raise anything; output_shape says so
+            return False
 
     @torch.no_grad()
     def moved(self, seed: int = 0) -> nn.Module:
@@ -104,14 +141,14 @@ class HeadCase:
         for parameter in head.parameters():
             if parameter.requires_grad and parameter.is_floating_point():
                 std = 0.5 * parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.1
-                parameter += std * torch.randn_like(parameter)
+                parameter.add_(std * torch.randn_like(parameter))
         return head
 
     def inputs(self, rows: int = ROWS, seed: int = 0) -> tuple[Tensor, ...]:
         """What an encoder of random weights gives: tanh's range if pooled, LayerNorm's variance if tokens."""
         # Far from build's seeds: the same numbers as weights and as inputs would not be independent.
         generator = torch.Generator().manual_seed(1000 + seed)
-        if self.reads == "pooled":
+        if not self.over_tokens:
             return (torch.tanh(torch.randn(rows, self.hidden_size, generator=generator)),)
         lengths = torch.tensor([TOKENS - (2 * row) % TOKENS for row in range(rows)])  # the first row has no padding
         tokens = torch.randn(rows, TOKENS, self.hidden_size, generator=generator)
@@ -123,11 +160,11 @@ class Undecided(Exception):  # noqa: N818  (no error)
 
 
 def check_head(
-    factory: Callable[[], nn.Module],
+    factory: Callable[..., nn.Module],
     hidden_size: int,
     num_labels: int,
     *,
-    reads: str = "pooled",
+    reads: str | None = None,
     allowed: Mapping[str, str] | None = None,
 ) -> list[Outcome]:
     """Run every check on new heads of `factory`, on the CPU. The caller's random state stays as it was.
@@ -155,10 +192,10 @@ def check_head(
     return outcomes
 
 
-def parametrize_with_head_checks(cases: Iterable[HeadCase | tuple], argument: str = "run_check") -> Any:
+def parametrize_with_head_checks(cases: Iterable[HeadCase | tuple[Any, ...]], argument: str = "run_check") -> Any:
     """A decorator that gives one test function a test a head and check, as scikit-learn's parametrize_with_checks.
 
-        @parametrize_with_head_checks([HeadCase("mine", lambda: MyHead(768, 3), 768, 3)])
+        @parametrize_with_head_checks([HeadCase("mine", MyHead, 768, 3)])
         def test_head(run_check):
             run_check()
 
@@ -184,7 +221,7 @@ def parametrize_with_head_checks(cases: Iterable[HeadCase | tuple], argument: st
     for case in cases:
         case = case if isinstance(case, HeadCase) else HeadCase(*case)
         for name in CHECKS:
-            if name == "padding" and case.reads == "pooled":
+            if name == "padding" and not case.over_tokens:
                 continue
             reason = case.allowed.get(name)
             marks = [] if reason is None else [pytest.mark.xfail(reason=reason, raises=HeadError, strict=False)]
@@ -236,13 +273,13 @@ def outcome(name: str, case: HeadCase, found: Mapping[str, str | Exception | Non
     needs = NEEDS.get(name, ())
     if isinstance(message, Exception):
         message = f"the head raises {said(message)}, as one does that was made for another input, size or dtype"
-        needs = dict.fromkeys(("output_shape", *needs)) if name != "output_shape" else ()
+        needs = tuple(dict.fromkeys(("output_shape", *needs))) if name != "output_shape" else ()
     broken = [need for need in needs if raw_failure(found[need])]
     if broken:
         return Outcome(name, "skipped", f"not decided, since {' and '.join(broken)} failed")
     if name in case.allowed:
         return Outcome(name, "allowed", f"{message} (allowed: {case.allowed[name]})")
-    return Outcome(name, "failed", message)
+    return Outcome(name, "failed", str(message))
 
 
 def said(error: Exception) -> str:
@@ -462,7 +499,7 @@ def row_order(case: HeadCase) -> str | None:
 
 
 def padding(case: HeadCase) -> str | None:
-    if case.reads != "tokens":
+    if not case.over_tokens:
         raise Undecided("a pooled head sees no padding")
     head = case.moved().eval()
     tokens, mask = case.inputs()

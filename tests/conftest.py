@@ -7,20 +7,19 @@ import string
 import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from runs import ROOT, flags, obey  # noqa: F401  fixtures
 
 from minibert.checkpoint import save_pretrained
 from minibert.engine.network import Padded
 from minibert.engine.optimizer import LossScaler
-from minibert.engine.step import State, Sums, step
+from minibert.engine.step import State, Sums, classification, step
 from minibert.model import Bert, BertConfig, attend
 from minibert.training import loop
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # train.py and eval.py
 
 # Tiny models gain nothing from threads, and lose much where the cores are busy.
@@ -104,7 +103,7 @@ def recording(monkeypatch, change=lambda engine: engine):
             optimizer, sums = engine.state.optimizer, engine.state.sums
             before, taken = sums.total.clone(), int(optimizer.steps)
             engine.step(batches, count)
-            loss, _, examples, _ = (sums.total - before).tolist()
+            loss, _, examples, *_ = (sums.total - before).tolist()
             seen.append(
                 SimpleNamespace(
                     loss=loss / examples, rate=engine.schedule.rate(taken), stepped=int(optimizer.steps) > taken
@@ -127,14 +126,16 @@ def without_keys(name, tensor):
     return torch.cat([query, value])
 
 
-def one_step(model, optimizer, batches, rate, clip, machine, scaler=None, network=Padded):
+def one_step(
+    model, optimizer, batches, rate, clip, machine, scaler=None, network=Padded, loss=classification
+):  # fmt: skip
     """The step that `train` takes, on a model and batches of a test's own. What it saw, and whether weights moved."""
     network = network(model.train(), machine)
     sums = Sums(optimizer.device)
     numbers = optimizer.numbers(torch.full((1000,), rate, dtype=torch.float64), torch.arange(1, 1001))
-    state = State(network, optimizer, scaler or LossScaler(False), sums, numbers, clip)
+    state = State(network, optimizer, scaler or LossScaler(False), sums, numbers, clip, loss)
     count = sum(len(batch.labels) for batch in batches)
     step(state, batches, torch.tensor(float(count)))
-    loss, correct, seen, skipped = sums.total.unbind()
+    total, correct, seen, skipped = sums.total.unbind()
     assert seen == count
-    return SimpleNamespace(loss_sum=loss, correct=correct, count=count, stepped=not skipped)
+    return SimpleNamespace(loss_sum=total, correct=correct, count=count, stepped=not skipped)

@@ -16,8 +16,9 @@ from minibert.errors import InputError
 from minibert.files import locked
 from minibert.lab.ablation import ablate as ablation
 from minibert.lab.ablation import worker
-from minibert.lab.ablation.ablate import Run, Worker, ablate
+from minibert.lab.ablation.ablate import Run, ablate
 from minibert.lab.ablation.grid import Grid, Product
+from minibert.lab.ablation.local import Worker
 from minibert.lines import fold
 
 
@@ -90,6 +91,14 @@ def test_every_run_is_a_real_one_and_scored(finished, tiny):
         assert {(row["split"], row["group"]) for row in rows} == {("val", "d"), ("test", "e")}
     assert any("4/4" in line for line in lines)
     assert max(len(line) for text in lines[1:] for line in fold(text).splitlines()) <= 80  # the first has a path
+
+
+def test_heads_are_an_axis(tiny, tmp_path):
+    failed, _ = run(grid_of(tiny, init=["random"], head=["linear", "attention"], epochs=[1]), tmp_path / "grid")
+    assert failed == []
+    folders = [path for path in (tmp_path / "grid" / "runs").iterdir() if (path / "outcome.json").exists()]
+    settings = [json.loads((path / "config.json").read_text())["settings"] for path in folders]
+    assert {(s["head"], s["pool"]) for s in settings} == {("linear", "cls"), ("attention", "tokens")}
 
 
 def test_the_same_command_again_runs_nothing_and_more_seeds_are_added(finished, tiny, tmp_path, monkeypatch):
@@ -303,9 +312,14 @@ def test_the_time_left_follows_the_work_done(tmp_path):
     runs = [Run(f"r{i}", {"init": "random", "epochs": 1}, 1.0) for i in range(4)]
     display = ablation.Display(ablation.Planned(runs, [], {}), tmp_path, 0, runs, sys.stderr)
     display.started -= 30
-    display.note(runs[0], "begun")
+    display.note(runs[0], "running")
     display.note(runs[0], "done")
-    display.note(runs[1], "begun")
+    display.note(runs[1], "running")
     assert display.line() == "1 of 4 done, 1 running, 0 failed  1m30s left"
     display.note(runs[1], "failed")
     assert display.line() == "1 of 4 done, 0 running, 1 failed  0m30s left"
+    display.note(runs[2], "running")
+    display.note(runs[2], "pending")  # put back into a queue
+    assert display.line() == "1 of 4 done, 0 running, 1 pending, 1 failed  0m30s left"
+    display.note(runs[2], "running")
+    assert display.line() == "1 of 4 done, 1 running, 1 failed  0m30s left"

@@ -68,6 +68,12 @@ def test_a_batch_larger_than_the_data(examples):
     assert [len(collate(examples, rows).labels) for rows in cut(range(5), 64)] == [5]
 
 
+def test_a_part_that_is_too_small_joins_the_one_before():
+    assert [list(part) for part in cut(range(7), 3, least=2)] == [[0, 1, 2], [3, 4, 5, 6]]
+    assert [len(part) for part in cut(range(8), 3, least=2)] == [3, 3, 2]
+    assert [len(part) for part in cut(range(1), 3, least=2)] == [1]  # there is none before
+
+
 def test_order_may_be_a_part(examples):
     assert [collate(examples, rows).labels.tolist() for rows in cut([3], 2)] == [[1]]
 

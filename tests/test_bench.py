@@ -1,8 +1,10 @@
 """minibert/lab/bench.py, workloads.py: what is measured, how it is counted, and that both sides get the same work."""
 
+import contextlib
 import json
 import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,6 +51,40 @@ def test_medians_against_the_fastest_rival():
     assert len(module.HEADER) <= 80
 
 
+def test_launches_are_counted_where_there_is_a_gpu():
+    seen = {"minibert": [figures(20) | {"launches": 3}], "loop, sdpa": [figures(50) | {"launches": 1100}],
+            "loop, eager": [figures(60) | {"launches": 1300}], "Trainer, sdpa": [figures(40)]}  # fmt: skip
+    result = compare("base-b2", seen, peak=400.0, speed=50.0)
+    assert (result["launches"], result["launches_other"]) == (3, 1100)
+    row, launches = format_case(result | {"other": "Trainer, eager"}).splitlines()
+    assert launches == "  launches a step: 3, the reference's loop 1,100"
+    assert len(row) <= 80
+    without = compare("base-b2", {side: [figures(20)] for side in seen}, peak=400.0, speed=50.0)
+    assert without["launches"] is None
+    assert "launches" not in format_case(without)
+
+
+def test_what_gives_a_gpu_work_is_counted(monkeypatch):
+    """With the profiler's names of what one step calls: kernels by runtime and driver, a graph, a copy."""
+    names = ["aten::mm", "cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx", "cudaGraphLaunch",
+             "cudaMemcpyAsync", "cudaMemsetAsync", "cudaStreamSynchronize", "Memcpy HtoD", "gemm_kernel"]  # fmt: skip
+    ran = []
+
+    class Profile(contextlib.ExitStack):
+        def events(self):
+            return [SimpleNamespace(name=name) for name in names] if ran == ["batch", "synchronized"] else []
+
+    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: ran.append("synchronized"))
+    assert workloads.launches(ran.append, "batch") == 6
+
+
+@pytest.mark.cuda
+def test_a_recorded_step_is_few_launches():
+    batch, weight = torch.ones(64, 64, device="cuda"), torch.ones(64, 64, device="cuda")
+    assert workloads.launches(lambda x: x @ weight + 1, batch) == 2
+
+
 def test_work_is_counted_in_real_tokens(monkeypatch):
     """By hand: each matrix entry 2 FLOP a token, scores and their use 2 S D each, all of it three times in training."""
     monkeypatch.setattr(workloads, "bert_config", lambda case: TINY)
@@ -92,7 +128,7 @@ def test_both_sides_get_the_same_batches(small):
 
 @pytest.mark.parametrize("what", ["train", "eval"])
 def test_our_side_runs(small, what):
-    first, seconds = our_step(SMALL._replace(what=what), small, "fp32")(module.time.time() - 5)
+    first, seconds, _ = our_step(SMALL._replace(what=what), small, "fp32")(module.time.time() - 5)
     assert first > 5
     assert 0 < seconds < 60
 
@@ -112,7 +148,8 @@ def test_the_reference_side_runs(small, monkeypatch, what, side):
 
     monkeypatch.setattr(bench_reference, "model_of", tiny)
     run = bench_reference.reference_step(SMALL._replace(what=what), small, "bf16", side)
-    first, seconds = run(module.time.time() - 5)
+    first, seconds, launches = run(module.time.time() - 5)
+    assert launches is None
     assert first > 5
     assert 0 < seconds < 60
 

@@ -68,6 +68,7 @@ def test_a_run_has_what_its_folder_has(trained):
 def test_predictions_are_those_of_the_report(trained):
     classifier = Classifier.load(str(trained.path), head=MyHead)
     _, rows = evaluate_run(trained.path, MyHead, Data(TEXTS, LABELS).table())
+    rows = list(rows)
     texts = [TEXTS[row["row"]] for row in rows]
     p = classifier.predict_proba(texts)
     assert p.shape == (16, 2)
@@ -148,6 +149,7 @@ def test_windows_in_memory_and_in_a_file_are_one_and_the_same(config, tmp_path):
     np.testing.assert_array_equal(p, Classifier.load(other.path).predict_proba(new))
     (tmp_path / "own.npz").unlink()  # the ranges are in the folder
     _, rows = evaluate_run(run.path, table=Data(WINDOWS, y, groups=group, channels=["heart", "breath"]).table())
+    rows = list(rows)
     again = Classifier.load(other.path).predict_proba(WINDOWS[[row["row"] for row in rows]])
     np.testing.assert_allclose(again, [[row[f"p({c})"] for c in "012"] for row in rows], atol=2e-6)
     assert Classifier.load(run.path).predict(WINDOWS[:0]) == []

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,6 +12,10 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT
+
+import train
+from minibert.config import TrainConfig
+from minibert.training import loop
 
 
 def run(*words, check=True, **more):
@@ -35,7 +40,7 @@ def test_help_does_not_wait_for_torch():
     assert "torch" not in shown.stderr
     flags = set(re.findall(r"^  (--[a-z-]+)", shown.stdout, re.MULTILINE))
     assert {"--init", "--lr", "--warmup", "--resume"} <= flags
-    assert len(flags) <= 30
+    assert len(flags) <= 45
 
 
 def test_lines_reach_a_pipe_at_once():
@@ -61,9 +66,30 @@ def test_from_training_to_the_report(tiny, texts, tmp_path):
     assert set(as_json) == {"val", "test"}
     assert {"accuracy", "loss", "macro_f1", "majority", "verdict"} <= set(as_json["test"])
     assert (tmp_path / "p.csv").read_text().count("\n") == 21
+    lost = run("eval.py", out, "--predictions", str(tmp_path / "no" / "p.csv"), check=False)
+    assert (lost.returncode, lost.stdout) == (2, "")  # before it evaluates
+    assert "there is no folder" in lost.stderr
     again = run("train.py", "--data", str(texts), "--model", str(tiny), "--out", out, check=False)
     assert again.returncode == 2
     assert "already holds a run" in again.stderr
+
+
+def test_quiet_says_the_last_lines_alone(tiny, texts, tmp_path, capsys, monkeypatch):
+    flags = ["--data", str(texts), "--model", str(tiny), "--max-examples", "20", "--batch-size", "8", "--quiet"]
+    train.main([*flags, "--out", str(tmp_path / "run"), "--epochs", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("best: epoch ")
+    assert "next: python eval.py" in " ".join(lines[1:])
+    assert not any("minibert on" in line or "epochs of" in line for line in lines)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.folder, "end", lambda *_: sys.exit(1))
+        with pytest.raises(SystemExit):
+            train.main([*flags, "--out", str(tmp_path / "stopped"), "--epochs", "1"])
+    capsys.readouterr()
+    train.main(["--resume", str(tmp_path / "stopped"), "--quiet"])
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[0].startswith("best: epoch 1, ")
+    assert not shown.err
 
 
 def test_ctrl_c_says_how_to_go_on_and_nothing_else(tiny, texts, tmp_path):
@@ -79,7 +105,44 @@ def test_ctrl_c_says_how_to_go_on_and_nothing_else(tiny, texts, tmp_path):
     process.send_signal(signal.SIGINT)
     said = process.communicate()[1].strip().splitlines()[-1:]
     assert process.returncode == 130
-    assert said == [f"train.py: stopped; python train.py --resume {out} goes on behind this step"]
+    # in the midst of a save, it is the last snapshot
+    assert re.fullmatch(
+        rf"train.py: stopped; python train.py --resume {out} goes on (behind this step|from its last snapshot)", said[0]
+    )
+
+
+def test_ctrl_c_inside_an_import_ends_the_process_at_once(tmp_path):
+    """numpy and torch make other errors of it, or none."""
+    (tmp_path / "slow.py").write_text(
+        "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept BaseException:\n    pass\n"
+    )
+    program = "import sys; from minibert.commands import guarded; sys.exit(guarded(lambda _: __import__('slow')))"
+    done = run("-c", program, check=False, env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"})
+    assert (done.returncode, done.stderr) == (130, "\n-c: stopped\n")
+
+
+@pytest.mark.parametrize("command", [["train.py"], ["eval.py"], ["-m", "minibert"]])
+def test_ctrl_c_before_the_first_import_of_a_command_is_no_traceback(tmp_path, command):
+    (tmp_path / "argparse.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    done = run(*command, check=False, env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"})
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_a_reader_that_leaves_a_run_is_told_how_it_goes_on(tiny, texts, tmp_path):
+    out = tmp_path / "a run"
+    process = subprocess.Popen(
+        [sys.executable, "train.py", "--data", str(texts), "--model", str(tiny), "--epochs", "99", "--out", str(out)],
+        cwd=ROOT, stdout=-1, stderr=-1, text=True,
+    )  # fmt: skip
+    while not process.stdout.readline().startswith("epoch"):
+        pass
+    process.stdout.close()
+    said = process.stderr.read().strip()
+    assert process.wait() == 141
+    assert said == (
+        "train.py: stopped; nobody reads the output any more; python train.py --resume"
+        f" {shlex.quote(str(out))} goes on from its last snapshot"
+    )
 
 
 def test_a_reader_that_leaves_ends_a_command_without_a_word():
@@ -95,6 +158,17 @@ def test_errors_hold_nothing_that_moves_a_cursor():
     done = run("eval.py", "runs/\x1b[2J\nnowhere", check=False)
     assert done.returncode == 2
     assert done.stderr.startswith(r"eval.py: error: runs/\x1b[2J\nnowhere: no such folder")
+
+
+def test_names_that_a_terminal_lacks_are_escaped(tiny, tmp_path):
+    data = tmp_path / "t.csv"
+    names = ("bébé", "步行")
+    data.write_text("text,label\n" + "".join(f"{i},{names[i % 2]}\n" for i in range(40)), encoding="utf-8")
+    path = loop.train(TrainConfig(data=str(data), model=str(tiny), epochs=1, out=str(tmp_path / "run")), str)
+    ascii = {"env": os.environ | {"PYTHONIOENCODING": "ascii"}}
+    assert r"b\xe9b\xe9" in run("eval.py", str(path), **ascii).stdout
+    as_json = json.loads(run("eval.py", str(path), "--json", **ascii).stdout)
+    assert set(as_json["test"]["classes"]) == set(names)
 
 
 def test_motion_trains_from_either_start(tiny, tmp_path):
@@ -139,6 +213,20 @@ def test_a_killed_process_goes_on(tiny, texts, tmp_path):
     assert one == two
 
 
+def test_two_processes_come_to_the_same_bits(tiny, texts, tmp_path):
+    """Whatever moves from one to the next: hashes, addresses, what the cache holds, the folder."""
+    ends = []
+    for name in "ab":
+        path = tmp_path / name
+        moved = {"PYTHONHASHSEED": str(ord(name)), "MINIBERT_CACHE": str(tmp_path / f"cache-{name}")}
+        run("train.py", "--data", str(texts), "--model", str(tiny), "--init", "random", "--epochs", "1", "--layers",
+            "--out", str(path), env=os.environ | moved)  # fmt: skip
+        row = json.loads((path / "metrics.jsonl").read_text())
+        files = [(path / name).read_bytes() for name in ("model/model.safetensors", "manifest.json", "start.json")]
+        ends.append((files, {key: value for key, value in row.items() if "second" not in key}))
+    assert ends[0] == ends[1]
+
+
 BAD = {
     "lr too high": (["--lr", "2"], "--lr 2.0: it must be a number above 0 and at most 1"),
     "lr zero": (["--lr", "0"], "--lr"),
@@ -156,6 +244,8 @@ BAD = {
     "seed": (["--seed", "x"], "--seed"),
     "choice": (["--pool", "max"], "--pool max: it must be one of auto, cls, mean"),
     "resume and more": (["--resume", "runs/x", "--epochs", "3"], "leave out --epochs"),
+    "force alone": (["--force"], "--force goes with --resume"),
+    "nonfinite": (["--on-nonfinite", "skip:0"], "stop, skip, or skip:N with a whole number N from 1"),
     "resume nowhere": (["--resume", "runs/nowhere"], "no such folder"),
 }
 

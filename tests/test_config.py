@@ -24,6 +24,9 @@ from minibert.seeds import Seeds
         ("warmup", 0.1),
         ("init", "pretrained"),
         ("pool", "auto"),
+        ("head", "linear"),
+        ("freeze", "none"),
+        ("freeze_encoder_epochs", 0),
         ("accumulate", 1),
         ("bias_correction", True),
         ("data", "motion"),
@@ -78,6 +81,8 @@ def test_flags_are_spelled_with_dashes():
         {"accumulate": 1},
         {"stop_on_collapse": 0},
         {"stop_on_collapse": 1},
+        {"label_smoothing": 0.0},
+        {"class_weights": "balanced"},
         {"steps": 1},
         {"grid_cells": 1},
         {"max_length": 3},
@@ -85,6 +90,10 @@ def test_flags_are_spelled_with_dashes():
         {"encoding": "grid"},
         {"encoding": "decimals"},
         {"pool": "mean"},
+        {"head": "attention"},
+        {"freeze": "encoder"},
+        {"freeze": "embeddings,layers:1-12"},
+        {"freeze_encoder_epochs": 0},
         {"precision": "fp32"},
         {"precision": "bf16"},
         {"precision": "fp16"},
@@ -113,6 +122,12 @@ def test_bad_weight_decay(value):
         TrainConfig(weight_decay=value)
 
 
+@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
+def test_bad_label_smoothing(value):
+    with pytest.raises(InputError, match=r"--label-smoothing .*from 0 to below 1"):
+        TrainConfig(label_smoothing=value)
+
+
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 def test_bad_clip(value):
     with pytest.raises(InputError, match=r"--clip .*or 0 for none"):
@@ -126,10 +141,26 @@ def test_counts_start_at_one(name, value):
         TrainConfig(**{name: value})
 
 
+@pytest.mark.parametrize("name", ["stop_on_collapse", "freeze_encoder_epochs"])
 @pytest.mark.parametrize("value", [-1, 1.5])
-def test_bad_stop_on_collapse(value):
-    with pytest.raises(InputError, match=f"--stop-on-collapse {value}: .*at least 0"):
-        TrainConfig(stop_on_collapse=value)
+def test_counts_that_start_at_zero(name, value):
+    with pytest.raises(InputError, match=f"{flag(name)} {value}: .*at least 0"):
+        TrainConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"text_column": "label"}, "--label-column label: it must be another column than --text-column"),
+        ({"text_column": "a", "text_b_column": "a"}, "--text-b-column a: it must be another column"),
+        ({"delimiter": ""}, "--delimiter : it must be one character, tab, or auto"),
+        ({"delimiter": '"'}, "--delimiter"),
+        ({"delimiter": ";;"}, "--delimiter ;;"),
+    ],
+)
+def test_columns_and_what_separates_them(settings, said):
+    with pytest.raises(InputError, match=said):
+        TrainConfig(**settings)
 
 
 def test_a_text_has_room_for_its_markers():
@@ -141,7 +172,8 @@ def test_a_text_has_room_for_its_markers():
     ("name", "allowed"),
     [
         ("encoding", "levels, grid, decimals"),
-        ("pool", "auto, cls, mean"),
+        ("pool", "auto, cls, mean, tokens"),
+        ("head", "linear, mlp, attention"),
         ("precision", "auto, fp32, bf16, fp16"),
     ],
 )
@@ -220,7 +252,7 @@ def test_flags_give_what_the_fields_hold_and_nothing_that_was_not_given():
     shown = parser.format_help()
     for entry in fields(TrainConfig):
         assert f"  {flag(entry.name)}" in shown
-    assert "--pool {auto,cls,mean}" in shown
+    assert "--pool {auto,cls,mean,tokens}" in shown
 
 
 def test_some_flags_alone():

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from minibert.config import TrainConfig
 from minibert.data import cache_folder, check_vocabulary, load_dataset, read_table, tokenize
 from minibert.errors import InputError
+from minibert.setup import settle
 from minibert.tokenizer import Tokenizer
 
 
@@ -54,6 +55,39 @@ def small(tmp_path):
 
 def splits(data):
     return {"train": data.train, "val": data.val, "test": data.test}
+
+
+def test_a_wrong_column_is_refused_before_a_checkpoint_is_looked_for(small):
+    with pytest.raises(InputError, match="no column 'body'; found text, label; --text-column NAME"):
+        settle(TrainConfig(data=str(small), text_column="body", model="./nowhere"), str)
+
+
+@pytest.mark.parametrize("name", ["motion", "folder", "own.npz"])
+def test_columns_are_refused_where_there_are_none(name, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "own.npz").touch()
+    for given in ({"text_column": "x"}, {"delimiter": ";"}):
+        with pytest.raises(InputError, match=f"{name} has no columns; leave out"):
+            read_table(TrainConfig(data=name if name == "motion" else str(tmp_path / name), **given))
+
+
+def test_at_most_so_many_of_each_split(tokenizer):
+    few, fewer = (load_dataset(TrainConfig(max_examples=most), tokenizer) for most in (60, 20))
+    for name, split in splits(few).items():
+        assert len(split) == 60
+        assert set(splits(fewer)[name].rows) < set(split.rows)
+        assert set(split.labels) == set(range(6))
+    other = load_dataset(TrainConfig(max_examples=60, seed="5"), tokenizer)
+    assert set(other.train.rows) != set(few.train.rows)
+    assert other.val.rows.tolist() == few.val.rows.tolist()  # other seeds are tested on the same
+    assert other.test.rows.tolist() == few.test.rows.tolist()
+    for examples, most, count in (("40", 60, 40), ("80", 60, 60)):
+        both = load_dataset(TrainConfig(examples=examples, max_examples=most), tokenizer)
+        assert len(both.train) == count
+        one = load_dataset(TrainConfig(examples=str(count)), tokenizer)
+        assert both.train.rows.tolist() == one.train.rows.tolist()
+    with pytest.raises(InputError, match="--max-examples 5: the training split has 3,851 of 6 classes"):
+        load_dataset(TrainConfig(max_examples=5), tokenizer)
 
 
 def told(examples, tokenizer):
@@ -114,6 +148,16 @@ def test_folder(tmp_path, tokenizer):
     assert data.summary.startswith("texts: 24 / 3 / 3 for training / validation / test, 3 classes, ")
     for examples in splits(data).values():
         assert [text[-1] for text in told(examples, tokenizer)] == [data.labels[y] for y in examples.labels]
+
+
+def test_what_was_left_out_of_a_folder_is_said(tmp_path, tokenizer):
+    for i in range(20):
+        file = tmp_path / "texts" / "xy"[i % 2] / f"{i:02}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{i}\n")
+    (tmp_path / "texts" / "z").mkdir()
+    summary = load_dataset(TrainConfig(data=str(tmp_path / "texts")), tokenizer).summary
+    assert summary.endswith("3 tokens (left out: 1 class(es) without texts)")
 
 
 def test_npz(tmp_path, tokenizer):

@@ -4,6 +4,7 @@ import csv
 import re
 import shlex
 import shutil
+from itertools import dropwhile
 
 import pytest
 from conftest import ROOT
@@ -29,6 +30,8 @@ def commands():
             for line in block.splitlines():
                 for part in shlex.split(line, comments=True) and re.split(r"&&", line):
                     words = shlex.split(part, comments=True)
+                    if words[:1] == ["torchrun"]:
+                        words = ["python", *dropwhile(lambda word: not word.endswith(".py"), words)]
                     if words[:1] == ["python"] and words[1] in ("train.py", "eval.py", "-m"):
                         yield pytest.param(words, id=f"{name}: {' '.join(words)[:60]}")
 

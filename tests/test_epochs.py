@@ -35,7 +35,7 @@ def go(one, plan, cursor, most=None):
     """Take steps from `cursor` on, `most` at most; the cursor behind the last, in a list."""
 
     def batches(chosen):
-        return [one.network.batch(one.splits[0], part) for part in cut(chosen, plan.batch_size)], len(chosen)
+        return [one.network.batch(one.splits[0], part) for part in plan.batches(chosen)], len(chosen)
 
     return list(islice(steps(one, plan, cursor, batches), most))[-1:] or [cursor]
 
@@ -51,12 +51,26 @@ def test_an_epoch_is_all_examples_once_in_an_order_of_its_own():
     assert replace(PLAN, dropout=4).rows(1) == first
 
 
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+@pytest.mark.parametrize("examples", [1, 2, 12, 13, 14, 16, 19])
+def test_no_forward_pass_is_smaller_than_the_least(examples, accumulate):
+    plan = replace(PLAN, examples=examples, batch_size=3, accumulate=accumulate, least=2)
+    rows = plan.rows(1)
+    assert len(rows) == plan.steps
+    assert sorted(i for chosen in rows for i in chosen) == list(range(examples))
+    batches = [part for chosen in rows for part in plan.batches(chosen)]
+    assert [i for part in batches for i in part] == [i for chosen in rows for i in chosen]
+    assert {len(part) for part in batches} <= {2, 3, 4} or examples == 1
+    assert replace(plan, least=1).rows(1) == cut([i for chosen in rows for i in chosen], plan.size)
+
+
 def test_every_step_has_random_numbers_of_its_own():
     places = [Cursor(epoch, step) for epoch in (1, 2) for step in range(5)]
     seeds = [PLAN.seed(place) for place in places]
     assert len(set(seeds)) == 10
     assert [replace(PLAN, order=1).seed(place) for place in places] == seeds
     assert set(seeds).isdisjoint(replace(PLAN, purpose="other ").seed(place) for place in places)
+    assert set(seeds).isdisjoint(PLAN.seed(place, rank=1) for place in places)
 
 
 @pytest.mark.parametrize(("name", "accumulate"), [("fp32", 2), ("bf16", 1), ("fp16", 2)])
@@ -84,14 +98,68 @@ def test_the_callers_random_numbers_stay_what_they_were():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_gradients_that_no_step_can_use_end_a_run(monkeypatch):
+@pytest.fixture
+def bad(monkeypatch):
+    """An engine, and a function that takes steps of it: of each, whether its gradient is finite."""
     one = engine()
-    watch = Watch(one, lambda step: InputError(f"step {step}"))
-    go(one, PLAN, Cursor(), 2)
-    assert watch.read().skipped == 0
-    monkeypatch.setattr(one.state.optimizer, "norm", lambda gradients: torch.tensor(torch.inf, dtype=torch.float64))
-    go(one, PLAN, Cursor(1, 2), 1)
-    with pytest.raises(InputError, match="step 3"):
-        watch.look()
+
+    def take(*steps, watch=None):
+        for finite in steps:
+            norm = torch.tensor(1.0 if finite else torch.inf, dtype=torch.float64)
+            monkeypatch.setattr(one.state.optimizer, "norm", lambda gradients, norm=norm: norm)
+            go(one, PLAN, Cursor(), 1)
+            if watch:
+                watch.look()
+
+    return one, take
+
+
+def test_gradients_that_no_step_can_use_end_a_run(bad):
+    one, take = bad
+    watch = Watch(one, lambda back: InputError(f"{back} back"))
+    take(True, True, watch=watch)
+    with pytest.raises(InputError, match="1 back"):
+        take(False, watch=watch)
     one.state.scaler.enabled = True
-    assert watch.read().skipped == 1  # a smaller loss scale may help
+    take(False, watch=watch)  # a smaller loss scale may help
+    assert watch.read().skipped == 2
+    one.state.scaler.scale.fill_(2**-25)
+    with pytest.raises(InputError):
+        take(False, watch=watch)
+
+
+def test_patience_is_about_steps_in_a_row(bad):
+    one, take = bad
+    watch = Watch(one, lambda back: InputError(f"{back} back"), patience=2)
+    take(False, False, True, False, False, watch=watch)
+    assert watch.in_a_row == 2
+    with pytest.raises(InputError, match="1 back"):
+        take(False, watch=watch)
+
+
+def test_a_device_that_is_read_now_and_then_is_judged_by_what_it_has_done_since(bad):
+    one, take = bad
+    watch = Watch(one, lambda back: InputError(f"{back} back"))
+    watch.at_once = False
+    take(True, False, True, watch=watch)
+    with pytest.raises(InputError, match="3 back"):
+        watch.read()
+    watch = Watch(one, lambda back: InputError(f"{back} back"), patience=2)  # what was skipped before is not counted
+    watch.at_once = False
+    for some in [(False, True, False, False), (False, False)]:
+        take(*some, watch=watch)
+        watch.read()
+    assert watch.in_a_row == 2
+    with pytest.raises(InputError):
+        take(False, False, watch=watch), watch.read()
+
+
+def test_a_loss_that_is_not_finite_is_mended_by_no_loss_scale(bad):
+    one, take = bad
+    one.state.scaler.enabled = True
+    watch = Watch(one, lambda back: InputError(f"{back} back"))
+    take(False)
+    watch.look(expected=one.state.sums.read().count)
+    take(False)
+    with pytest.raises(InputError):
+        watch.look(expected=one.state.sums.read().count + 1)

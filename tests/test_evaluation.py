@@ -97,3 +97,31 @@ def test_names_from_data_cannot_move_the_cursor_and_wide_letters_are_counted():
     assert not any("\x1b" in line for line in lines)
     assert r"\x1b[31mred\n" in lines[4]
     assert len({columns(line) for line in lines[3:7]}) == 1
+
+
+def test_of_very_many_classes_the_worst_are_listed():
+    """1,500 classes took 22 MB of lines and 956 MB of memory."""
+    lines = shown([f"class {i}" for i in range(1500)], 2)
+    assert "  the 20 of 1,500 classes with the lowest F1 (--json has all):" in lines
+    assert len(lines) < 50
+    labels = np.arange(101).repeat(2)[:-1]  # class 100 occurs once
+    logits = torch.nn.functional.one_hot(torch.tensor([*labels[:-2], 7, 7]), 102).float()  # 99 and 100 as 7
+    text = format_report("test", report(Outputs(logits, logits, False), labels, [f"c{i}" for i in range(102)]))
+    rows = [line.split()[1] for line in text.splitlines() if line.split()[0].isdecimal() and "->" not in line]
+    assert rows[:3] == ["c100", "c7", "c99"]  # F1 0, 2/3 twice; c101, which does not occur, is not among them
+    assert len(rows) == 20
+
+
+def test_numbers_of_very_many_classes_take_little_memory():
+    """All probabilities of all examples as Python's numbers took a hundred times as much."""
+    import tracemalloc
+
+    from minibert.training.outcome import predictions
+
+    examples = Examples([], None, np.zeros(300, np.int64), np.arange(300))
+    names = [f"c{i}" for i in range(1500)]
+    tracemalloc.start()
+    rows = predictions("val", examples, Outputs(torch.zeros(300, 1500), torch.zeros(300, 1), False), names)
+    assert sum(len(row) for row in rows) == 300 * 1505
+    assert tracemalloc.get_traced_memory()[1] < 5e6
+    tracemalloc.stop()

@@ -2,6 +2,10 @@
 
 import json
 import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from minibert.errors import InputError
-from minibert.files import read_json, replace_file, sha256, write_json
+from minibert.files import check_output, read_json, replace_file, sha256, write_json, write_output
 
 
 def test_new_content_takes_the_place_of_the_old(tmp_path):
@@ -64,6 +68,20 @@ def test_a_writer_that_writes_nothing_leaves_what_was_there(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_power_cut_finds_content_behind_a_name_and_the_name_itself(tmp_path, monkeypatch):
+    """No test can cut the power; what the system is asked for is: the file on the disk, its name, the folder."""
+    seen, fsync, replace = [], os.fsync, os.replace
+
+    def flush(handle):
+        seen.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else f"{os.fstat(handle).st_size} bytes")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", lambda *names: (seen.append("name"), replace(*names)))
+    replace_file(tmp_path / "a.txt", lambda beside: beside.write_text("new"))
+    assert seen == ["3 bytes", "name", "folder"]
+
+
 def test_json_round_trip(tmp_path):
     content = {"labels": ["日本", "é"], "n": [1, 2.5, None, True]}
     write_json(tmp_path / "a.json", content)
@@ -116,3 +134,57 @@ def test_a_full_disk_is_an_os_error(tmp_path):
 
     with pytest.raises(OSError, match="a cannot be written: No space left"):
         replace_file(tmp_path / "a", write)
+
+
+# What a user names: a file, a link, a pipe, a device
+
+
+def test_output_goes_through_a_link_and_leaves_it(tmp_path):
+    (tmp_path / "other").mkdir()
+    target, link = tmp_path / "other" / "a.csv", tmp_path / "link.csv"
+    for content in (None, "old"):  # a link to nothing is a link, too
+        if content is not None:
+            target.write_text(content)
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        write_output(link, lambda beside: beside.write_text("new"))
+        assert link.is_symlink()
+        assert target.read_text() == "new"
+        assert [path.name for path in (tmp_path / "other").iterdir()] == ["a.csv"]
+
+
+def test_output_goes_into_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE)
+    write_output(tmp_path / "pipe", lambda beside: beside.write_text("new"))
+    assert reader.communicate(timeout=20)[0] == b"new"
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+@pytest.mark.parametrize("to", ["a pipe", "a file"])
+def test_output_to_dev_stdout_stands_between_what_else_is_printed(tmp_path, to):
+    program = (
+        "import sys; from pathlib import Path; from minibert.files import write_output; print('before', flush=True);"
+        "write_output(Path('/dev/stdout'), lambda beside: beside.write_text('new\\n')); print('behind')"
+    )
+    with open(tmp_path / "out", "wb") as file:
+        done = subprocess.run([sys.executable, "-c", program], stdout=file if to == "a file" else -1, check=True)
+    said = done.stdout if to == "a pipe" else (tmp_path / "out").read_bytes()
+    assert said.decode().split() == ["before", "new", "behind"]
+    assert Path("/dev/stdout").is_symlink()
+
+
+def test_output_that_cannot_be_written_is_told_before_any_work(tmp_path):
+    with pytest.raises(InputError, match=r"--out .*no/such/a\.csv: there is no folder .*no/such"):
+        check_output(tmp_path / "no" / "such" / "a.csv", "--out")
+    with pytest.raises(InputError, match="is a folder; name a file"):
+        check_output(tmp_path, "--out")
+    (tmp_path / "dangling").symlink_to(tmp_path / "no" / "a.csv")
+    with pytest.raises(InputError, match="there is no folder"):
+        check_output(tmp_path / "dangling", "--out")
+    for good in (tmp_path / "a.csv", Path("a.csv"), Path("/dev/stdout"), Path("/dev/null")):
+        check_output(good, "--out")
+    (tmp_path / "shut").mkdir(0o500)
+    if not os.access(tmp_path / "shut", os.W_OK):  # root may write everywhere
+        with pytest.raises(InputError, match="may not be written"):
+            check_output(tmp_path / "shut" / "a.csv", "--out")

@@ -249,6 +249,7 @@ def test_examples_to_match(tmp_path):
     assert rows["pretrained", 400]["at"] is None
     assert rows["random", 400] is None
     assert "Random needs 800 examples for what pretrained reaches with 100." in found["answer"]
+    assert "(examples all)" in found["answer"].split(":")[0]  # the headline is about the most
 
 
 def test_the_size_of_the_training_split_where_the_run_does_not_say(tmp_path):
@@ -306,6 +307,10 @@ def test_what_the_head_reads_is_no_condition_where_it_follows_from_the_start(tmp
     assert (found["varied"], found["matched"][0]["n"]) == ([], 2)
     found = found_of(tmp_path / "b", [*made, ({"init": "random", "pool": "mean"}, {})])
     assert found["varied"] == ["pool"]
+    heads = [({"init": init, "pool": pool, "head": head}, {}) for init in pools
+             for head, pool in (("linear", pools[init]), ("attention", "tokens"))]  # fmt: skip
+    found = found_of(tmp_path / "c", [*heads, *made])  # those of an older version have no "head"
+    assert found["varied"] == ["head"]
 
 
 def test_parts_over_time(tmp_path):

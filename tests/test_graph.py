@@ -95,6 +95,25 @@ def test_recorded_steps_are_steps(config):
     assert recorder.replayed == len(STEPS) - recorder.ran
 
 
+@pytest.mark.parametrize("size", [4, 2])
+def test_of_several_processes_only_batches_are_recorded(size):
+    """One that has recorded what another has not yet would wait for it in a sum."""
+    plain, recorder, sums = engine_on(FP32), Watched(), []
+    recorded = engine_on(FP32)
+
+    def reduce(tensors):
+        sums.append(recorder.recorded)
+        return [t.clone() for t in tensors]
+
+    recorded = replace(recorded, step=Recorded(recorded.state, recorder, print, reduce))
+    steps = [*STEPS, []]  # the last: an empty share
+    assert take(recorded, steps, size) == take(plain, steps, size)
+    for (name, a), b in zip(plain.state_dict().items(), recorded.state_dict().values()):
+        assert torch.equal(a, b), name
+    assert recorder.recorded == 2
+    assert len(sums) == len(steps)
+
+
 def test_several_batches_a_step_are_recorded_one_by_one():
     """The gradients stay where they are, and each step starts from zero."""
     steps = [SHORT + LONG, LONG + SHORT, list(range(8)), [*SHORT, 16, 17, 18]] * 4

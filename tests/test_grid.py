@@ -1,10 +1,12 @@
 """A grid's products, its files, and the names of its runs."""
 
+import argparse
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 
+from minibert.__main__ import FIELDS, add_ablate_flags
 from minibert.config import TrainConfig
 from minibert.errors import InputError
 from minibert.lab.ablation import grid as grids
@@ -51,6 +53,16 @@ def test_a_run_is_named_by_its_settings_and_by_nothing_else():
             assert name_of({**settings, field: value}) != name, field
     assert "out" not in settings
     assert TrainConfig(**json.loads(json.dumps(settings))) == replace(config, out=None)
+
+
+def test_every_setting_but_those_of_a_single_run_is_an_axis():
+    parser = argparse.ArgumentParser()
+    add_ablate_flags(parser)
+    words = "--class-weights none balanced --label-smoothing 0 0.1 --select loss macro-f1 --early-stopping 0 2"
+    given = vars(parser.parse_args([*words.split(), "--max-examples", "60"]))
+    values = {name: given[name] for name in FIELDS if name in given}
+    assert len(Grid([Product(values)]).configs()) == 16
+    assert set(grids.FIELDS) == set(FIELDS) == {entry.name for entry in fields(TrainConfig)} - {"out", "save"}
 
 
 def test_a_label_says_what_varies():
@@ -102,6 +114,7 @@ def test_a_file_lists_products_and_what_all_share(tmp_path):
         ("[[product]]\nlr = []", "lr has no value"),
         ("[[product]]\nname = 1", "name and note are strings"),
         ('[settings]\nout = "x"', "out is no setting"),
+        ("[settings]\nsave = false", "save is no setting"),
         ("product = [1]", "product 1 is 1"),
     ],
 )

@@ -388,7 +388,7 @@ def test_a_head_of_ones_own_is_drawn_by_its_own_reset_parameters_under_the_heads
     sources = {name: entry["source"] for name, entry in manifest.items() if name.startswith("head.")}
     assert sources == {"head.scale": "constructor", "head.pooled.query": "reset_parameters",
                        "head.linear.weight": "drawn", "head.linear.bias": "drawn"}  # fmt: skip
-    assert "1 tensors by the head's reset_parameters" in summary(manifest)
+    assert "1 tensor by the head's reset_parameters" in summary(manifest)
 
 
 def test_summary(tiny):

@@ -1,5 +1,7 @@
 """minibert/lines.py: 80 columns, and nothing that cannot be seen."""
 
+import sys
+
 import pytest
 
 from minibert.lines import cell, columns, fold, tell, visible
@@ -25,6 +27,28 @@ def test_what_has_no_picture_is_escaped(text, capsys):
     assert visible(text) != text
     tell(text)
     assert capsys.readouterr().out == visible(text) + "\n"
+
+
+def test_colours_are_for_terminals_that_want_them(capsys, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    row = "    2  0.600  0.700  learning  ▁█"
+    tell(row)
+    assert capsys.readouterr().out == row + "\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    tell(row)
+    tell("  collapsed since step 1,926")
+    tell("learning: in a text\x1b[2J")
+    assert capsys.readouterr().out == (
+        "    2  0.600  0.700  \x1b[32mlearning\x1b[0m  \x1b[36m▁█\x1b[0m\n"
+        "  \x1b[31mcollapsed since step 1,926\x1b[0m\n"
+        "learning: in a text\\x1b[2J\n"
+    )
+    for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            tell(row)
+            assert capsys.readouterr().out == row + "\n"
 
 
 def test_cells():

@@ -2,24 +2,31 @@
 
 import json
 import math
+import shlex
 import signal
 from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TINY, one_step, perturbed
 from safetensors import safe_open
 
 from minibert.checkpoint import load_classifier
+from minibert.classifier import Classifier
 from minibert.config import TrainConfig
 from minibert.data.batches import Batch
 from minibert.data.table import Table
 from minibert.engine import machine
 from minibert.engine.epochs import Cursor
 from minibert.engine.machine import choose_machine
+from minibert.engine.network import Padded
 from minibert.engine.optimizer import AdamW, LossScaler
-from minibert.engine.step import Sums
+from minibert.engine.step import Sums, balanced, classification
 from minibert.errors import InputError, Stopped
+from minibert.evaluation import predict
 from minibert.files import locked
 from minibert.inside import choose, look
 from minibert.model import BertClassifier
@@ -27,6 +34,7 @@ from minibert.setup import prepare
 from minibert.training import folder, keeper, loop
 from minibert.training.keeper import Keeper
 from minibert.training.loop import resume, train
+from minibert.training.outcome import evaluate_run
 
 FP32 = choose_machine("fp32", torch.device("cpu"))
 FP16 = choose_machine("fp16", torch.device("cpu"))
@@ -76,6 +84,29 @@ def test_loss_is_a_mean_per_example():
     assert result.loss_sum.item() / result.count == pytest.approx(expected.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("size", [1, 2, 4, 6])
+@pytest.mark.parametrize(("weight", "smoothing"), [(None, 0.1), (torch.tensor([0.2, 3.0, 1.0, 0.5, 2.0]), 0.3)])
+def test_weights_and_smoothing_are_torchs_per_example(size, weight, smoothing):
+    """A sum divided by the number of examples, however they are cut into batches."""
+    model, whole = classifier(), batch(6)
+    expected = F.cross_entropy(
+        model(whole.input_ids), whole.labels, weight, reduction="sum", label_smoothing=smoothing
+    ) / 6  # fmt: skip
+    gradients = torch.autograd.grad(expected, list(model.parameters()))
+    loss = partial(classification, weight=weight, label_smoothing=smoothing)
+    result = one_step(model, AdamW(model.named_parameters()), parts(whole, size), 1e-3, 1.0, FP32, loss=loss)
+    assert result.loss_sum.item() / 6 == pytest.approx(expected.item(), rel=1e-5)
+    for parameter, gradient in zip(model.parameters(), gradients):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_balanced_weights_are_scikit_learns():
+    utils = pytest.importorskip("sklearn.utils")
+    labels = torch.tensor([0] * 7 + [1] * 2 + [2] * 5)
+    expected = utils.compute_class_weight("balanced", classes=np.arange(3), y=labels.numpy())
+    assert balanced(labels, 3).tolist() == pytest.approx(expected.tolist())
+
+
 def test_clipping_is_to_the_global_norm(monkeypatch):
     scales = []
     monkeypatch.setattr(
@@ -114,6 +145,8 @@ def test_sums():
     assert sums.read()[:2] == (1.0, 0.75)
     for finite in (True, False, False, True):
         sums.skip(torch.tensor(finite))
+    assert sums.read() == (1.0, 0.75, 4, 2)
+    sums.add(torch.tensor(math.nan), torch.tensor(1), torch.tensor(2))  # one would hide all others
     assert sums.read() == (1.0, 0.75, 4, 2)
     sums.clear()
     assert sums.read() == (0.0, 0.0, 0, 0)
@@ -170,6 +203,12 @@ def test_a_run_learns_and_leaves_its_folder(config):
     assert "majority baseline 0.500" in said[-2]
 
 
+def test_the_last_line_can_be_copied_into_a_shell(config, tmp_path):
+    said = []
+    path = train(replace(config, epochs=1, out=str(tmp_path / "a run's end")), said.append)
+    assert shlex.split(said[-1]) == ["next:", "python", "eval.py", str(path)]
+
+
 def test_the_same_seed_gives_the_same_run_and_another_does_not(config, tmp_path):
     one, two, three = (
         final(train(replace(config, out=str(tmp_path / f"r{i}"), seed=seed, epochs=1), str))
@@ -178,6 +217,26 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(config, tmp_path)
     assert torch.equal(one[0], two[0])
     assert one[1] == two[1]
     assert not torch.equal(one[0], three[0])
+
+
+def test_training_loss_is_weighed_and_smoothed_and_validation_loss_is_not(config, tmp_path):
+    """Of a model that does not move: torch's mean over the whole training split, where the weights are 1 on average."""
+    rows = (tmp_path / "numbers.jsonl").read_text().splitlines()
+    (tmp_path / "numbers.jsonl").write_text("\n".join(rows[:55]))  # 40 of one class, 15 of the other
+    config = replace(config, lr=1e-30, dropout="0", epochs=1, batch_size=5, accumulate=2, class_weights="balanced",
+                     label_smoothing=0.2, weight_decay=0.0)  # fmt: skip
+    setup = prepare(config, str)
+    row = rows_of(train(config, str))[0]
+    train_split, val_split = setup.data.train, setup.data.val
+    assert len(train_split) % 10
+    network = Padded(setup.model.eval(), FP32)
+    weight = balanced(torch.from_numpy(train_split.labels), 2)
+    expected = F.cross_entropy(
+        predict(network, train_split).logits, torch.from_numpy(train_split.labels), weight, label_smoothing=0.2
+    )  # fmt: skip
+    assert row["train_loss"] == pytest.approx(expected.item(), rel=1e-5)
+    plain = F.cross_entropy(predict(network, val_split).logits, torch.from_numpy(val_split.labels))
+    assert row["val_loss"] == pytest.approx(plain.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("apart", ["head", "order", "dropout"])
@@ -298,18 +357,6 @@ def test_a_second_signal_ends_at_once_and_an_ignored_one_stays_ignored(tmp_path)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_run_that_goes_on_with_other_threads_says_so(config, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.folder, "append_row", lambda *_: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            train(config, str)
-    content = json.loads((tmp_path / "run" / "config.json").read_text())
-    (tmp_path / "run" / "config.json").write_text(json.dumps(content | {"device": "CPU, 64 threads"}))
-    said = []
-    resume(tmp_path / "run", said.append)
-    assert any(line.startswith("it began on CPU, 64 threads, torch ") and "last bits may" in line for line in said)
-
-
 def test_two_processes_are_never_at_one_run(config, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(loop.folder, "append_row", lambda *_: (_ for _ in ()).throw(Killed))
@@ -365,6 +412,95 @@ def test_the_best_epoch_is_kept_and_a_tie_goes_to_the_earlier(config, monkeypatc
     assert len(kept) == 2
     torch.testing.assert_close(weights(load_classifier(path / "model")), kept[1], rtol=0, atol=0)
     assert json.loads((path / "config.json").read_text())["ended"]["best_epoch"] == 2
+
+
+@pytest.mark.parametrize(("select", "kept"), [("accuracy", [1, 2]), ("loss", [1, 2, 3]), ("macro-f1", [1])])
+def test_the_figure_that_chooses_the_epoch(config, monkeypatch, select, kept):
+    figures = iter([(0.5, 0.9, 0.9), (0.8, 0.7, 0.5), (0.8, 0.6, 0.9)])
+    real, done, saved, said = loop.report, [], [], []
+
+    def report(*arguments):
+        done.append(dict(zip(("accuracy", "loss", "macro_f1"), next(figures))))
+        return real(*arguments) | done[-1]
+
+    monkeypatch.setattr(loop, "report", report)
+    monkeypatch.setattr(loop.checkpoint, "save_pretrained", lambda *_: saved.append(len(done)))
+    path = train(replace(config, select=select), said.append)
+    assert saved == kept
+    assert [row["val_macro_f1"] for row in rows_of(path)] == [0.9, 0.5, 0.9]
+    assert json.loads((path / "config.json").read_text())["ended"]["best_epoch"] == kept[-1]
+    by = {"accuracy": "", "loss": " by loss 0.600", "macro-f1": " by macro-f1 0.900"}[select]
+    assert any(line.startswith(f"best: epoch {kept[-1]}{by}, validation accuracy ") for line in said)
+
+
+def test_a_figure_that_is_no_number_is_never_the_best():
+    rows = [{"val_loss": value, "epoch": i} for i, value in enumerate([math.nan, 3.0, 2.0, math.nan, 2.0])]
+    assert folder.best_of(rows, "loss")["epoch"] == 2
+
+
+def losses(monkeypatch, values):
+    real, left = loop.report, iter(values)
+    monkeypatch.setattr(loop, "report", lambda *a: real(*a) | {"loss": next(left)})
+
+
+def test_early_stopping_counts_from_the_best_epoch(config, monkeypatch):
+    losses(monkeypatch, [3.0, 2.0, 2.0, 2.5, 1.0])
+    said = []
+    path = train(replace(config, epochs=5, select="loss", early_stopping=2), said.append)
+    assert [row["epoch"] for row in rows_of(path)] == [1, 2, 3, 4]  # as good is no better
+    assert "stopping: --early-stopping 2, no better loss since epoch 2" in said
+    ended = json.loads((path / "config.json").read_text())["ended"]
+    assert ended["best_epoch"] == 2
+    with pytest.raises(InputError, match="has ended"):
+        resume(path)
+
+
+@pytest.mark.parametrize("killed", [3, 4])
+def test_early_stopping_goes_on_where_it_stood(config, tmp_path, monkeypatch, killed):
+    """Killed with one epoch without a better one behind it, and after the last before it would stop."""
+    values = [3.0, 2.0, 2.5, 2.5, 1.0]
+    config = replace(config, epochs=5, select="loss", early_stopping=2)
+    with monkeypatch.context() as patch:
+        losses(patch, values)
+        whole = final(train(replace(config, out=str(tmp_path / "whole")), str))
+    real = loop.folder.append_row
+
+    def append(path, row):
+        real(path, row)
+        if row["epoch"] == killed:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        losses(patch, values)
+        patch.setattr(loop.folder, "append_row", append)
+        with pytest.raises(Killed):
+            train(config, str)
+    losses(monkeypatch, values[killed:])
+    weights_, rows = final(resume(tmp_path / "run", str))
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert rows == whole[1]
+    assert torch.equal(weights_, whole[0])
+
+
+def test_without_saving_there_are_figures_alone(config, tmp_path, monkeypatch):
+    saved = rows_of(train(replace(config, out=str(tmp_path / "saved")), str))
+    said = []
+    monkeypatch.setattr(loop.folder, "save_state", lambda *_: pytest.fail("a snapshot"))
+    path = train(replace(config, save=False, save_every=1e-9), said.append)
+    assert {part.name for part in path.iterdir()} == {"config.json", "manifest.json", "metrics.jsonl"}
+    assert [row["val_loss"] for row in rows_of(path)] == [row["val_loss"] for row in saved]
+    assert said[-1] == f"no model was kept (--no-save); its figures: {path}"
+    for use in (resume, evaluate_run, Classifier.load):
+        with pytest.raises(InputError, match=r"run was trained with --no-save, so "):
+            use(path)
+
+
+def test_without_saving_a_signal_ends_at_once(config, monkeypatch):
+    real = loop.folder.append_row
+    monkeypatch.setattr(loop.folder, "append_row", lambda *a: (real(*a), signal.raise_signal(signal.SIGINT)))
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        train(replace(config, save=False), str)
+    assert not isinstance(stopped.value, Stopped)  # which would say how to go on
 
 
 @pytest.fixture
@@ -429,12 +565,6 @@ def test_an_out_that_holds_something_is_refused_before_work_begins(config, tmp_p
     with pytest.raises(InputError, match="already holds a run"):
         train(config, str)
     assert (tmp_path / "run" / "config.json").read_text() == "mine"
-
-
-def test_a_gradient_that_is_not_finite_ends_the_run_in_one_line(config, monkeypatch):
-    monkeypatch.setattr(AdamW, "norm", lambda self, grads: torch.tensor(math.nan))
-    with pytest.raises(InputError, match="not finite at step 1 .*lower --lr"):
-        train(config, str)
 
 
 def test_the_schedule_stands_still_on_a_skipped_step(config, monkeypatch):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minibert.engine.machine import choose_machine, fast_bf16_cpu
+from minibert.engine.machine import choose_machine, fast_bf16_cpu, instructions
 
 CPU = torch.device("cpu")
 
@@ -35,3 +35,11 @@ def test_auto_on_cuda(monkeypatch, capability, name):
 def test_what_is_asked_for_is_used(name, dtype):
     with choose_machine(name, CPU).autocast():
         assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == dtype
+
+
+def test_what_the_environment_asks_of_the_kernels_is_noted(monkeypatch):
+    for name in ("ONEDNN_MAX_CPU_ISA", "MKL_CBWR"):
+        monkeypatch.delenv(name, raising=False)
+    plain = instructions()
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    assert instructions() == f"{plain}, MKL_CBWR=COMPATIBLE"

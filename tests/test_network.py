@@ -2,6 +2,7 @@
 distribution."""
 
 import copy
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -36,7 +37,23 @@ KINDS = {
     "rezero, mean": {"branch_gate": "scalar", "pool": "mean"},
     "prenorm": {"norm_first": True},
     "one layer": {"num_hidden_layers": 1},
+    "tokens": {"pool": "tokens"},
+    "prenorm, tokens": {"norm_first": True, "pool": "tokens"},
 }
+
+
+class OverTokens(nn.Module):
+    """Attention over the tokens and BatchNorm: another mask, padding or cut of the batch would show."""
+
+    reads = "tokens"
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.norm, self.linear = nn.Linear(24, 1), nn.BatchNorm1d(24), nn.Linear(24, 5)
+
+    def forward(self, tokens, mask):
+        weights = self.query(tokens)[..., 0].masked_fill(~mask, -math.inf).softmax(dim=1)
+        return self.linear(self.norm((weights[..., None] * tokens).sum(dim=1)))
 
 
 def logits(model, batch):
@@ -52,7 +69,8 @@ def examples(lengths=LENGTHS, types=False):
 
 def classifier(config=DRY, seed=0, dropout=nn.Dropout):
     torch.manual_seed(seed)
-    return perturbed(BertClassifier(config, dropout=dropout)).train()
+    head = OverTokens() if config.pool == "tokens" else None
+    return perturbed(BertClassifier(config, head, dropout=dropout)).train()
 
 
 # Packed batches
@@ -103,6 +121,32 @@ def test_packed_is_padded_forward_and_backward(kind, types, multiple):
     for (name, a), b in zip(quick.named_parameters(), plain.parameters()):
         expected = torch.zeros_like(b) if b.grad is None else b.grad
         torch.testing.assert_close(a.grad, expected, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("multiple", [1, 4, 8])
+def test_a_head_over_tokens_is_given_all_of_them_and_their_mask(multiple):
+    """Padded or packed, from each text its own hidden states of the last layer, whatever else is in the batch."""
+    data, seen = examples(), []
+
+    class Watched(OverTokens):
+        def forward(self, tokens, mask):
+            seen.append((tokens, mask))
+            return super().forward(tokens, mask)
+
+    model = BertClassifier(DRY, Watched()).eval()
+    for net in (Packed(model, FP32, 0, multiple), Padded(model, FP32, 0, multiple)):
+        batch = net.batch(data, [4, 2, 5])
+        net(batch)
+        tokens, mask = seen.pop()
+        assert tokens.shape == (3, 12 if multiple < 8 else 16, 24)
+        assert (mask.dtype, mask.shape) == (torch.bool, tokens.shape[:2])
+        for text, real, label in zip(tokens, mask, batch.labels):
+            place = next(i for i in (4, 2, 5) if data.labels[i] == label and len(data.ids[i]) == real.sum())
+            alone = model.bert(torch.from_numpy(data.ids[place])[None].long())[0][0]
+            torch.testing.assert_close(text[real], alone, rtol=1e-5, atol=1e-5)
+        net(net.batch(data, [0]))
+        tokens, mask = seen.pop()
+        assert mask.sum() == 9  # also where nothing is padded there is a mask
 
 
 def test_packed_texts_do_not_see_each_other():

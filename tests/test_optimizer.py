@@ -128,6 +128,7 @@ def test_schedule():
 
 
 def test_warmup_is_a_fraction_or_steps():
+    assert [warmup_steps(w, 1) for w in (0, 0.1, 1, 7)] == [0] * 4  # a step at rate 0 would train nothing
     assert [warmup_steps(w, 101) for w in (0, 0.1, 0.5, 1, 7, 500)] == [0, 11, 51, 1, 7, 500]
 
 

@@ -36,6 +36,7 @@ def test_a_run_is_rebuilt_from_its_folder(finished, tmp_path):
     last = json.loads((finished / "metrics.jsonl").read_text().splitlines()[best["best_epoch"] - 1])
     for name, figure in last["verdict"].items():
         assert reports["val"]["verdict"][name] == (figure if name == "name" else pytest.approx(figure)), name
+    predictions = list(predictions)
     assert len(predictions) == 16
     right = sum(p["label"] == p["predicted"] for p in predictions if p["split"] == "test")
     assert right / 8 == reports["test"]["accuracy"]
@@ -65,7 +66,13 @@ def test_changed_data_are_refused(finished, tmp_path):
 def test_no_model_yet_and_no_run(finished, tmp_path):
     moved = shutil.copytree(finished, tmp_path / "moved")
     (moved / "model" / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="no model yet"):
+    with pytest.raises(InputError, match="the best epoch, is gone, and nothing else holds it"):
+        evaluate_run(moved)
+    content = json.loads((moved / "config.json").read_text())
+    del content["ended"]
+    (moved / "config.json").write_text(json.dumps(content))
+    (moved / "metrics.jsonl").unlink()
+    with pytest.raises(InputError, match="no model yet; its first epoch has not ended"):
         evaluate_run(moved)
     with pytest.raises(InputError, match="no such folder"):
         evaluate_run(tmp_path / "nowhere")

@@ -15,10 +15,11 @@ import pytest
 from conftest import ROOT
 
 from minibert import Classifier, Data, TrainConfig, train
+from minibert.__main__ import main
 from minibert.errors import InputError
 from minibert.predict import predict_file
 
-NAMES = ["\x1b[31mred\x07", "blue, dark"]
+NAMES = ["\x1b[31mred\x07", "blue, därk"]
 WINDOWS = np.random.default_rng(0).normal(size=(60, 20, 2)) + 3 * (np.arange(60) % 3)[:, None, None]
 
 
@@ -80,7 +81,28 @@ def test_each_kind_of_file(runs, tmp_path, name, capsys):
     predict_file(runs["texts"], str(tmp_path / name), tmp_path / "out.csv")
     assert [row["label"] for row in rows_of((tmp_path / "out.csv").read_text())] == [row["label"] for row in rows]
     predict_file(runs["texts"], str(tmp_path / name), None, as_json=True)
-    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
+    said = capsys.readouterr().out
+    assert said.isascii()
+    assert [json.loads(line) for line in said.splitlines()] == rows
+
+
+def test_columns_are_called_as_in_training_or_as_said(tiny, tmp_path):
+    (tmp_path / "a.csv").write_text("stars;review\n" + "".join(f"{n % 2};{n % 50 + 50 * (n % 2)}\n" for n in range(60)))
+    config = TrainConfig(
+        data=str(tmp_path / "a.csv"), text_column="review", label_column="stars", model=str(tiny), epochs=1,
+        out=str(tmp_path / "run"),
+    )  # fmt: skip
+    path, out = train(config).path, tmp_path / "out.csv"
+    expected = Classifier.load(path).predict_proba(["7"]).max()
+    (tmp_path / "b.csv").write_text("review,text\n7,8\n")
+    (tmp_path / "c.csv").write_text("words|text\n7|8\n")
+    (tmp_path / "d.csv").write_text("text\n7\n")
+    for name, columns in (("b.csv", {}), ("c.csv", {"text_column": "words", "delimiter": "|"})):
+        predict_file(path, str(tmp_path / name), out, columns=columns)
+        assert float(rows_of(out.read_text())[0]["confidence"]) == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(InputError, match="no column 'review'; found text; --text-column NAME: what it is called"):
+        predict_file(path, str(tmp_path / "d.csv"), out)
+    assert main(["predict", str(path), str(tmp_path / "d.csv"), "--text-column", "text", "--out", str(out)]) == 0
 
 
 def test_pairs_and_another_charset(runs, tmp_path):
@@ -162,7 +184,7 @@ def test_runs_that_cannot_predict(runs, tmp_path):
     (moved / "config.json").write_text(json.dumps(content))
     refused("older version")
     (moved / "model" / "model.safetensors").unlink()
-    refused("no model yet")
+    refused("the best epoch, is gone, and nothing else holds it")
     (moved / "outcome.json").write_text("{}")
     refused("its weights were dropped")
     shutil.rmtree(moved)

@@ -1,6 +1,8 @@
 """minibert/training/progress.py: a moving line on a terminal, plain lines elsewhere."""
 
 import io
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -53,6 +55,32 @@ def test_a_resumed_run_reckons_with_its_own_pace(clock):
 
 def test_text_is_made_only_when_it_is_printed(clock):
     Progress(10, stream=io.StringIO()).advance(1, lambda: pytest.fail("made"))
+
+
+def test_a_notebook_gets_one_line_that_is_replaced(clock, monkeypatch):
+    shown = []
+    handle = SimpleNamespace(update=lambda content, raw: shown.append(content["text/plain"]))
+
+    def display(content, raw, display_id):
+        shown.append(("new", content["text/plain"]))
+        return handle
+
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    stream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    bar = Progress(10, stream=stream)
+    bar.clear()
+    assert shown == []  # nothing was there
+    for second, units in ((0.1, 1), (1.0, 4), (2.0, 5)):
+        clock[0] = second
+        bar.advance(units, lambda: "epoch 1")
+    bar.clear()
+    assert shown == [
+        ("new", "epoch 1  ██████████··········  50%  0m01s left"), "epoch 1  ████████████████████ 100%  0m00s left", ""
+    ]  # fmt: skip
+    assert stream.getvalue() == ""
+    with progress.no_bars():
+        Progress(10, stream=stream).advance(5, lambda: pytest.fail("made"))
 
 
 def test_durations():

@@ -28,7 +28,23 @@ def test_what_a_seed_sets(text, seeds):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "x", "-1", "1.5", "1e3", "7,8", "order=3,7", "7,", ",7", "oder=3", "order=", "order=-1", "order=x", "7;8"],
+    [
+        "",
+        "x",
+        "-1",
+        "1.5",
+        "1e3",
+        "7,8",
+        "order=3,7",
+        "7,",
+        ",7",
+        "oder=3",
+        "order=",
+        "order=-1",
+        "order=x",
+        "7;8",
+        "order=3,order=4",
+    ],
 )
 def test_bad_seed_names_the_parts(text):
     with pytest.raises(InputError, match=r"--seed .*encoder, head, order, dropout, subset, split"):

@@ -28,7 +28,9 @@ def estimator(tiny):
 
 
 def test_every_setting_that_is_not_about_files_is_a_parameter():
-    about_files = {"data", "charset", "examples", "out", "stop_on_collapse", "layers", "save_every"}
+    about_files = {"data", "charset", "text_column", "label_column", "text_b_column", "delimiter", "examples",
+                   "max_examples", "stop_on_collapse", "layers", "save_every", "save", "tensorboard",
+                   "out"}  # fmt: skip
     names = {entry.name for entry in fields(TrainConfig)} - about_files
     parameters = MiniBertClassifier().get_params()
     assert set(parameters) == names | set(OWN)
@@ -78,6 +80,8 @@ def test_clones_pickles_and_heads(estimator):
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(estimator)).predict_proba(TEXTS), p)
     with pytest.raises(NotFittedError):
         clone(estimator).predict(TEXTS)
+    grid = GridSearchCV(estimator, {"head": ["attention", MyHead]}, cv=2, error_score="raise").fit(TEXTS, LABELS)
+    assert grid.best_estimator_.classifier_.network.model.config.pool in ("tokens", "cls")
 
 
 def test_pipelines_and_grids(estimator):

@@ -151,3 +151,10 @@ def test_more_examples_than_there_are_or_fewer_than_classes_are_refused(count):
     labels = np.array(["a", "b", "c"] * 20)
     with pytest.raises(InputError, match=rf"--examples {count}: the training split has 50 of 3 classes; .* 3 to 50"):
         fewer(np.arange(50), labels, count, seed=0)
+
+
+def test_a_column_of_very_many_labels_is_refused():
+    """A report's matrix of 100,000 classes would have 10,000,000,000 cells."""
+    with pytest.raises(InputError, match="4,097 different labels in 8,194 rows; 4,096 are the most: is it the right"):
+        split_rows(table([str(i // 2) for i in range(2 * 4097)]), 0)
+    split_rows(table([str(i // 3) for i in range(3 * 4096)]), 0)

@@ -17,6 +17,7 @@ from minibert.lab.ablation.statistics import (
     expected_best,
     holm,
     multi_bootstrap,
+    over_examples,
     probability_of_improvement,
     sign_flip,
     steps_to_match,
@@ -129,6 +130,31 @@ def test_wilsons_interval_covers():
     p = rng.uniform(0.05, 0.95, EXPERIMENTS)
     for n in (6, 50):
         assert 0.93 < np.mean([holds(wilson(int(rng.binomial(n, q)), n).interval, q) for q in p]) < 0.97
+
+
+def test_the_interval_over_examples_is_scipys_and_groups_count_once():
+    x = np.random.default_rng(0).random(40)
+    interval = over_examples(x)
+    scipy = pytest.importorskip("scipy.stats")
+    expected = scipy.t.interval(0.95, 39, x.mean(), scipy.sem(x))
+    close(interval, *expected)
+    groups = np.arange(40)
+    close(over_examples(np.repeat(x, 3), np.repeat(groups, 3)), *expected)  # copies are no news
+    assert over_examples(x, ["one"] * 40) is None
+    assert over_examples([1.0, 1.0]) == Interval(1.0, 1.0)
+    by_hand = np.array([0.0, 1.0, 1.0])  # two groups, deviations -2/3 and 2/3
+    half = 12.706204736 * math.sqrt(2 / 1 * 2 * (2 / 3) ** 2) / 3
+    close(over_examples(by_hand, ["a", "b", "b"]), 2 / 3 - half, 2 / 3 + half)
+
+
+def test_the_interval_over_groups_covers():
+    rng, held = np.random.default_rng(0), []
+    for _ in range(400):
+        size = rng.integers(20, 60, 12)
+        owner = np.repeat(np.arange(12), size)
+        right = rng.random(len(owner)) < np.clip(0.7 + 0.1 * rng.standard_normal(12), 0, 1)[owner]
+        held.append(holds(over_examples(right.astype(float), owner), 0.7))
+    assert 0.91 < np.mean(held) < 0.98
 
 
 def test_the_expected_best_is_the_mean_over_all_choices():

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from minibert.engine.dropout import OneKernelDropout
 from minibert.engine.machine import Machine
 from minibert.engine.network import Padded, half_weights, with_copies
 from minibert.engine.optimizer import AdamW, LossScaler, Schedule
-from minibert.engine.step import State, Sums, accumulate, step, update
+from minibert.engine.step import State, Sums, accumulate, alone, classification, step, update
 from minibert.model import BertClassifier, BertConfig
 
 META, CPU = torch.device("meta"), torch.device("cpu")
@@ -95,6 +96,8 @@ def on_meta(config, name="fp32", examples=2, length=128, masked=False):
 def test_a_step_never_looks_at_a_number(name, masked):
     """On the meta device there is none to look at, and tensors of other devices do not mix."""
     state, batch, count = on_meta(TINY, name, 3, 12, masked)
+    if masked:
+        state.loss = partial(classification, weight=torch.ones(5, device=META), label_smoothing=0.1)
     step(state, [batch], count)
     step(state, [batch, batch], count)
     assert state.sums.total.device == state.optimizer.steps.device == state.scaler.scale.device == META
@@ -182,10 +185,9 @@ def test_the_gradients_are_handed_over_once_and_whole():
 
     def twice(tensors):
         calls.append(sum(t.numel() for t in tensors))
-        for t in tensors:
-            t.mul_(2)
+        return [t * 2 for t in tensors]
 
-    for model, reduce, clip in ((one, twice, 0.5), (two, lambda tensors: None, 0.5)):
+    for model, reduce, clip in ((one, twice, 0.5), (two, alone, 0.5)):
         optimizer = AdamW(model.named_parameters())
         state = State(Padded(model, FP32), optimizer, LossScaler(False), Sums(CPU), numbers(optimizer), clip)
         step(state, [batch()], torch.tensor(4.0 if reduce is twice else 2.0), reduce)

@@ -3,12 +3,13 @@
 import csv
 import hashlib
 import json
+import os
 from itertools import permutations
 from pathlib import Path
 
 import pytest
 
-from minibert.data.table import natural, read_texts
+from minibert.data.table import Layout, natural, read_texts
 from minibert.errors import InputError
 
 
@@ -73,6 +74,7 @@ def test_folder(put, tmp_path):
     assert table.texts == ["text of a/1.txt", "text of b/10.txt", "text of b/2.txt"]
     assert table.labels == ["a", "b", "b"]
     assert table.name == "texts"
+    assert table.left_out == "1 file(s) other than .txt, 1 file(s) outside the class folders"
 
 
 def test_hash_of_a_folder_sees_content_names_and_classes(put, tmp_path):
@@ -136,7 +138,15 @@ def test_unknown_kind(put, name):
         ("text,klass\none,a\n", "no column 'label'; found text, klass"),
         ("body,label\none,a\n", "no column 'text'; found body, label"),
         ("a,b\n1,2\n", "no column 'label' or 'text'; found a, b"),
-        ("text;label\none;a\n", "no column 'label' or 'text'; found text;label"),
+        (
+            "body;klass\none;a\n",
+            "no column 'label' or 'text'; found body, klass; --text-column and --label-column NAME",
+        ),
+        (
+            "text|label\none|a\n",
+            'found one, \'text|label\': is "|" the delimiter\\? --delimiter "|"'.replace("|", "\\|"),
+        ),
+        ("text,label,text\none,a,b\n", "two columns are called 'text'"),
         ("", "no column .* found nothing"),
         ("text,label\n", "no examples"),
         ("text,label\none,a\ntwo\n", "line 3: no 'label'"),
@@ -155,6 +165,71 @@ def test_unknown_kind(put, name):
 def test_csv_errors_say_what_and_where(put, content, words):
     with pytest.raises(InputError, match=f"a\\.csv.*{words}"):
         read_texts(put("a.csv", content))
+
+
+OWN = Layout({"text": "review", "label": "stars", "text_b": "answer"})
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text,stars,review,answer,split\nx,5,one,uno,train\ny,1,two,due,test\n"),
+        ("a.csv", "text;stars;review;answer;split\nx;5;one;uno;train\ny;1;two;due;test\n"),
+        ("a.csv", '"text"\t"stars"\treview\tanswer\tsplit\nx\t5\tone\tuno\ttrain\ny\t1\ttwo\tdue\ttest\n'),
+        ("a.tsv", "text\tstars\treview\tanswer\tsplit\nx\t5\tone\tuno\ttrain\ny\t1\ttwo\tdue\ttest\n"),
+        ("a.jsonl", '{"review": "one", "stars": 5, "answer": "uno", "split": "train", "text": "x"}\n'
+                    '{"review": "two", "stars": 1, "answer": "due", "split": "test"}\n'),
+    ],
+)  # fmt: skip
+def test_columns_of_other_names(put, name, content):
+    table = read_texts(put(name, content), layout=OWN)
+    assert (table.texts, table.labels, table.pairs) == (["one", "two"], ["5", "1"], ["uno", "due"])
+    assert (table.splits, table.groups) == (["train", "test"], None)
+
+
+def test_a_column_has_one_use(put):
+    """A name that was given to the text is no longer that of second texts."""
+    path = put("a.csv", "text_b,label\none,a\n")
+    assert read_texts(path, layout=Layout({"text": "text_b"})).pairs is None
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "content"),
+    [
+        ("|", "text|label\none, two|a\n"),
+        (";", "text,x;text;label\n1;one, two;a\n"),
+        ("tab", "text\tlabel\none, two\ta\n"),
+    ],
+)
+def test_a_delimiter_that_is_named(put, delimiter, content):
+    assert read_texts(put("a.csv", content), layout=Layout(delimiter=delimiter)).texts == ["one, two"]
+
+
+def test_a_delimiter_is_found_out_from_the_header_alone(put):
+    """Not from the rows: a text may hold any of them."""
+    assert read_texts(put("a.csv", 'label;text\na;"one;two"\nb;,,,\n')).texts == ["one;two", ",,,"]
+    assert read_texts(put("b.csv", "label,text\na,;;;;\n")).texts == [";;;;"]
+    assert read_texts(put("c.csv", "text;label;x, y, or z\none;a;x\n")).texts == ["one"]
+    with pytest.raises(InputError, match="found one, 'text,label': is \",\" the delimiter"):
+        read_texts(put("a.tsv", "text,label\none,a\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", "review,stars\none,5\n", "no column 'answer'; found review, stars; --text-b-column NAME: what it"),
+        ("a.csv", "review,stars,answer\n ,5,uno\n", "line 2: empty 'review'"),
+        (
+            "a.jsonl",
+            '{"review": "one", "answer": "uno"}',
+            "line 1: no 'stars'; found answer, review; --label-column NAME",
+        ),
+        ("a.jsonl", "[1]", "line 1: not an object with 'review' and 'stars'"),
+    ],
+)
+def test_errors_call_columns_as_the_file_does(put, name, content, words):
+    with pytest.raises(InputError, match=words):
+        read_texts(put(name, content), layout=OWN)
 
 
 @pytest.mark.parametrize(
@@ -248,3 +323,53 @@ def test_the_folder_one_is_in_has_a_name(put, tmp_path, monkeypatch):
     put("texts/a/1.txt", "one")
     monkeypatch.chdir(tmp_path / "texts")
     assert read_texts(Path(".")).name == "texts"
+
+
+def test_what_of_a_folder_is_not_read_is_counted(put, tmp_path):
+    for name in ("a/1.txt", "a/2.TXT", "b/1.txt", "b/deep/1.txt", "b/3.html", "b/4.html", "b/.DS_Store"):
+        put(f"texts/{name}", name)
+    (tmp_path / "texts" / "empty").mkdir()
+    os.mkfifo(tmp_path / "texts" / "a" / "pipe.txt")  # reading it would wait for ever
+    table = read_texts(tmp_path / "texts")
+    assert table.texts == ["a/1.txt", "a/2.TXT", "b/1.txt"]
+    assert table.left_out == "3 file(s) other than .txt, 1 subfolder(s), 1 class(es) without texts"
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "a.csv")
+    with pytest.raises(InputError, match="a pipe or a device; give a file"):
+        read_texts(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("name", ["text", "label", "text_b", "group", "split"])
+def test_two_columns_of_one_name(put, name):
+    columns = ["text", "label", "text_b", "group", "split"]
+    row = ["one", "a", "b", "g", "train", "more"]
+    for twice in (name, f" {name} "):
+        with pytest.raises(InputError, match=f"two columns are called '{name}'"):
+            read_texts(put("a.csv", f"{','.join([*columns, twice])}\n{','.join(row)}\n"))
+    assert read_texts(put("a.csv", "text,label,x,x\none,a,1,2\n")).texts == ["one"]  # of no use here
+
+
+def test_blanks_around_a_name_do_not_make_a_class(put):
+    table = read_texts(put("a.csv", "text, label , group,split\n one,pos,g, train\ntwo, pos ,g ,val\n"))
+    assert (table.texts, table.labels) == ([" one", "two"], ["pos", "pos"])
+    assert (table.groups, table.splits) == (["g", "g"], ["train", "val"])
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"text": ["one"], "label": "a"}', "'text' is a list; it must be a text or a number"),
+        ('{"text": "one", "label": {"a": 1}}', "'label' is a dict; it must be"),
+        ('{"text": "one", "label": NaN}', "'label' is nan; fill it"),
+        ('{"text": "one", "label": -1e999}', "'label' is -inf; fill it"),
+        ('{"text": "one", "label": "a", "label": "b"}', "not JSON: a name stands twice in one object"),
+        ('{"text": "one", "label": "a", "other": %s}' % ("[" * 100_000), "not JSON: it is nested too deeply"),
+        ("[" * 100_000, "not JSON: it is nested too deeply"),
+        ('{"text": "one", "label": %s}' % ("1" * 5000), "not JSON: Exceeds the limit"),
+    ],
+)  # fmt: skip
+def test_json_that_is_no_row(put, line, words):
+    with pytest.raises(InputError, match=f"line 2: {words}"):
+        read_texts(put("a.jsonl", '{"text": "one", "label": 1.5}\n' + line + "\n"))

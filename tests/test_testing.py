@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -203,6 +204,40 @@ def test_sound_heads_of_other_sizes_pass(width, labels):
 
 def test_the_classifiers_own_head_passes():
     check_head(lambda: BertClassifier(TINY).head, TINY.hidden_size, TINY.num_labels)
+
+
+class OfSizes(nn.Module):
+    """As minibert.train makes it, and says itself what it reads."""
+
+    reads = "tokens"
+
+    def __init__(self, hidden_size, num_labels, dropout=0.1):
+        super().__init__()
+        self.drop, self.out = nn.Dropout(dropout), nn.Linear(hidden_size, num_labels)
+
+    def forward(self, tokens, mask):
+        return self.out(self.drop(tokens[:, 0]))
+
+
+OF_SIZES = [
+    OfSizes, lambda *sizes: OfSizes(*sizes), lambda d, c: OfSizes(d, num_labels=c), lambda: OfSizes(D, C),
+    partial(OfSizes, D, C), partial(OfSizes, dropout=0.2),
+    lambda hidden_size=9, num_labels=9: OfSizes(hidden_size, num_labels), lambda c=C, d=D: OfSizes(d, c),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("factory", OF_SIZES)
+def test_a_head_is_made_as_train_makes_it_and_says_what_it_reads(factory):
+    outcomes = check_head(factory, D, C)
+    assert {entry.status for entry in outcomes} == {"passed"}
+    assert {entry.status for entry in check_head(factory, D, C, reads="tokens")} == {"passed"}
+    with pytest.raises(HeadError, match="'mask'"):
+        check_head(factory, D, C, reads="pooled")
+
+
+@parametrize_with_head_checks([HeadCase("of sizes", OfSizes, D, C)])
+def test_a_case_of_two_sizes(run_check):
+    run_check()
 
 
 def test_a_head_may_want_another_learning_rate():
@@ -654,6 +689,7 @@ def test_allowed_leaves_the_other_checks_as_they_are():
         ({"allowed": {"paddings": ""}}, "no such check: paddings; known: output_shape, parameter_gradients"),
         ({"reads": "words"}, "'words'; known: pooled, tokens"),
         ({"num_labels": 1}, "num_labels is 1"),
+        ({"factory": nn.Linear(D, C)}, r"made already, Linear; give .*lambda: Linear"),
         ({"hidden_size": 0}, "hidden_size is 0"),
     ],
 )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from minibert.config import TrainConfig
+from minibert.data import windows
 from minibert.data.table import Table
 from minibert.data.windows import ACTIVITIES, MOTION, Encoding, choose_channels, read_motion, read_windows, shorten
 from minibert.errors import InputError
@@ -113,7 +114,6 @@ def test_two_arrays_are_enough(save):
     path = save(y=np.array([10, 2, 10, 2, 10, 2]))
     table = read_windows(path)
     assert table.windows.tolist() == np.arange(48.0).reshape(6, 4, 2).tolist()
-    assert table.windows.dtype == np.float32
     assert table.labels == ["10", "2"] * 3
     assert sorted(set(table.labels), key=table.label_order) == ["2", "10"]
     assert table.channels == ["channel-1", "channel-2"]
@@ -133,8 +133,33 @@ def test_optional_arrays(save):
 @pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int64, np.float16, np.float32])
 def test_numbers_of_any_kind(save, dtype):
     table = read_windows(save(x=np.arange(48).reshape(6, 4, 2).astype(dtype)))
-    assert table.windows.dtype == np.float32
+    assert table.windows.dtype == (np.float64 if dtype == np.int64 else np.float32)
     assert table.windows[5, 3, 1] == 47
+
+
+def test_digits_that_float32_has_no_room_for_are_kept(save):
+    x = 1e6 + 1e-3 * np.random.default_rng(0).random((60, 4, 2))
+    assert len(np.unique(x.astype(np.float32))) == 1
+    table = read_windows(save(x=x, y=np.array(list("ab") * 30)))
+    fitted = Encoding.fit(TrainConfig(steps=4), table, np.arange(60))
+    texts = fitted.texts(table.windows)
+    assert len(set(texts)) == 60
+    again = fitted.texts(read_windows(save(x=x - 1e6, y=np.array(list("ab") * 30))).windows)
+    assert set(again) == {" ".join(["0"] * 8)}  # another range: all below it
+
+
+def test_an_archive_that_unpacks_to_very_much_is_refused_before_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(windows, "MOST_BYTES", 10**6)
+    np.savez_compressed(tmp_path / "own.npz", x=np.zeros((400_000, 2, 2), np.float32), y=np.zeros(400_000, np.int8))
+    assert (tmp_path / "own.npz").stat().st_size < 20_000
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", None)
+    with pytest.raises(InputError, match=r"own\.npz: its arrays have 6,800,256 bytes unpacked; 1,000,000 are the most"):
+        read_windows(tmp_path / "own.npz")
+
+
+def test_blanks_around_a_name_do_not_make_a_class(save):
+    table = read_windows(save(y=np.array(["a", " a", "b"] * 2), group=np.array(["p", "p ", "q"] * 2)))
+    assert (set(table.labels), set(table.groups)) == ({"a", "b"}, {"p", "q"})
 
 
 def ragged():
@@ -406,8 +431,14 @@ def test_arrays_of_other_names_are_left_alone(save):
 
 @pytest.mark.parametrize("y", [np.array([0.0, 1.0, np.nan] * 2), np.array(["a", "b", ""] * 2)])
 def test_windows_without_a_label(save, y):
-    with pytest.raises(InputError, match=r"own\.npz: y has an empty label or NaN"):
+    with pytest.raises(InputError, match=r"own\.npz: y has an empty name or NaN"):
         read_windows(save(y=y))
+
+
+@pytest.mark.parametrize("array", ["group", "split"])
+def test_windows_with_a_group_or_split_that_is_no_name(save, array):
+    with pytest.raises(InputError, match=rf"own\.npz: {array} has an empty name or NaN"):
+        read_windows(save(**{array: np.array([0.0, np.nan, 1.0] * 2)}))
 
 
 @pytest.mark.filterwarnings("error")

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from minibert.config import TrainConfig
 from minibert.data.splits import SPLITS, fewer, split_rows
-from minibert.data.table import Table, read_texts
+from minibert.data.table import Layout, Table, read_texts
 from minibert.data.windows import Encoding, read_motion, read_windows
 from minibert.errors import InputError
 from minibert.files import write_cache
@@ -24,6 +24,7 @@ from minibert.tokenizer import Tokenizer
 
 BUNDLED = ("motion", "motion-overlap")
 IN_MEMORY = "in memory"  # what stands for `--data` in a run that was given its data by Python
+WORDS = {"train": "training", "val": "validation", "test": "test"}
 PADDING = 127  # rows that an embedding may have beyond the words: sizes are rounded up to a multiple of 8 to 128
 
 
@@ -79,10 +80,32 @@ def read_table(config: TrainConfig) -> Table:
             "the run's data were given in memory and are not in its folder; in Python run.report() scores it where it"
             " was trained, and python -m minibert predict works without them"
         )
+    path, layout = Path(os.path.expanduser(config.data)), Layout.of(config)
+    windows = config.data in BUNDLED or path.suffix.lower() == ".npz"
+    if layout != Layout() and (windows or path.is_dir()):
+        raise InputError(f"--data {config.data} has no columns; leave out the flags that name them or a delimiter")
     if config.data in BUNDLED:
         return read_motion(overlap=config.data == "motion-overlap")
-    path = Path(config.data).expanduser()
-    return read_windows(path) if path.suffix.lower() == ".npz" else read_texts(path, config.charset)
+    return read_windows(path) if windows else read_texts(path, config.charset, layout)
+
+
+def chosen_rows(config: TrainConfig, table: Table) -> dict[str, np.ndarray]:
+    """Row numbers of each split, as many as `--examples` and `--max-examples` leave.
+
+    Raises:
+        InputError: as split_rows and fewer.
+    """
+    parts, labels, most = split_rows(table, config.seeds.split), np.array(table.labels), config.max_examples
+    if config.examples != "all":
+        few = fewer(parts["train"], labels, int(config.examples), config.seeds.subset)
+        # Not of those few, but anew: so that few are among more whichever flag says so.
+        parts["train"] = parts["train"] if 0 < most < len(few) else few
+    for name, rows in parts.items():
+        if 0 < most < len(rows):
+            # other seeds must still be tested on the same examples
+            seed = config.seeds.subset if name == "train" else config.seeds.split
+            parts[name] = fewer(rows, labels, most, seed, "--max-examples", WORDS[name])
+    return parts
 
 
 def load_dataset(
@@ -98,9 +121,7 @@ def load_dataset(
         InputError: the data cannot be used; the line says what is wrong and where.
     """
     table = read_table(config) if table is None else table
-    parts = split_rows(table, config.seeds.split)
-    if config.examples != "all":
-        parts["train"] = fewer(parts["train"], np.array(table.labels), int(config.examples), config.seeds.subset)
+    parts = chosen_rows(config, table)
     labels = sorted(set(table.labels), key=table.label_order)
     texts, how, encoding = table.texts, "", None
     if table.windows is not None:
@@ -121,6 +142,8 @@ def load_dataset(
     counts = " / ".join(f"{len(splits[name]):,}" for name in SPLITS)
     summary = f"{table.name}: {counts} for training / validation / test, {len(labels)} classes{how}, "
     summary += (f"{min(lengths)} to " if min(lengths) < max(lengths) else "") + f"{max(lengths)} tokens"
+    if table.left_out:
+        summary += f" (left out: {table.left_out})"
     if cut:
         limit = f"--max-length {longest}" if longest == config.max_length else f"the model's {longest} positions"
         summary += f" ({cut:,} of {len(ids):,} texts cut to {limit})"
@@ -138,7 +161,10 @@ def tokenize(
     cached = cache_folder() / f"{key.hexdigest()}.safetensors"
     try:
         flat = load_file(cached)
-    except (OSError, SafetensorError):  # not there, or not whole
+        whole = flat.keys() == {"ids", "types", "lengths", "cut"} and flat["lengths"].sum() == len(flat["ids"])
+    except (OSError, SafetensorError):
+        whole = False
+    if not whole:
         ids, types, cut = tokenizer.encode(texts, pairs, max_length)
         flat = {
             "ids": np.concatenate([np.asarray(row, np.int32) for row in ids]),
@@ -162,10 +188,19 @@ def cache_folder() -> Path:
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, name: str) -> None:
     """
     Raises:
-        InputError: the tokenizer and the word embedding do not belong together: fewer rows than words, or many more.
+        InputError: the tokenizer and the word embedding do not belong together: fewer rows than words, or many more;
+            or it gives words or token types that no BERT has.
     """
     if not tokenizer.vocab_size <= vocab_size <= tokenizer.vocab_size + PADDING:
         raise InputError(
             f"{name}: the tokenizer has {tokenizer.vocab_size} words, the word embedding {vocab_size} rows;"
             " take the tokenizer that was published with these weights"
         )
+    cls, sep = tokenizer.token_id("[CLS]"), tokenizer.token_id("[SEP]")
+    (alone,), _, _ = tokenizer.encode([""])
+    (pair,), (types,), _ = tokenizer.encode([""], [""])
+    if (alone, pair, types) != ([cls, sep], [cls, sep, sep], [0, 0, 1]):
+        raise InputError(f"{name}: the tokenizer does not put [CLS], [SEP] and token types around texts as BERT's does")
+    largest = max(tokenizer.backend.get_vocab().values())
+    if largest >= vocab_size:
+        raise InputError(f"{name}: the tokenizer has a word {largest}; the word embedding has {vocab_size} rows")

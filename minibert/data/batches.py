@@ -27,9 +27,14 @@ class Batch(NamedTuple):
         return Batch(*(t if t is None else t.to(device) for t in self))
 
 
-def cut(order: Sequence[int], size: int) -> list[Sequence[int]]:
-    """All of `order`, `size` rows at a time; the last part may be smaller."""
-    return [order[start : start + size] for start in range(0, len(order), size)]
+def cut(order: Sequence[int], size: int, least: int = 1) -> list[Sequence[int]]:
+    """All of `order`, `size` rows at a time; the last part may be smaller, but what is left of fewer than `least` rows
+    joins the part before.
+    """
+    starts = list(range(0, len(order), size))
+    if len(starts) > 1 and len(order) - starts[-1] < least:
+        starts.pop()
+    return [order[start:stop] for start, stop in zip(starts, [*starts[1:], len(order)])]
 
 
 def collate(

@@ -10,6 +10,7 @@ from minibert.seeds import derive
 
 SPLITS = ("train", "val", "test")
 ALIASES = {"training": "train", "validation": "val", "valid": "val", "dev": "val"}
+MOST = 4096  # classes: a report's matrix of true and predicted ones has the square of it, 134 MB
 SHARE = 0.1  # of the rows, for validation and again for test
 
 
@@ -17,11 +18,17 @@ def split_rows(table: Table, seed: int) -> dict[str, np.ndarray]:
     """Row numbers of each split: as the table says, else whole groups, else 80/10/10 of each class.
 
     Raises:
-        InputError: one class only, an empty split, an unknown split name, a label that training never sees.
+        InputError: one class only, or very many; an empty split, an unknown split name, a label that training never
+            sees.
     """
     labels = np.array(table.labels)
     if len(set(table.labels)) < 2:
         raise InputError(f"{table.name}: one class only ({table.labels[0]!r}); a classifier needs two or more")
+    if len(set(table.labels)) > MOST:
+        raise InputError(
+            f"{table.name}: {len(set(table.labels)):,} different labels in {len(labels):,} rows; {MOST:,} are the most:"
+            " is it the right column?"
+        )
     if table.splits is not None:
         names = [ALIASES.get(name.strip().lower(), name.strip().lower()) for name in table.splits]
         unknown = sorted(set(names) - set(SPLITS))
@@ -52,7 +59,9 @@ def split_rows(table: Table, seed: int) -> dict[str, np.ndarray]:
     return rows
 
 
-def fewer(rows: np.ndarray, labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+def fewer(
+    rows: np.ndarray, labels: np.ndarray, count: int, seed: int, what: str = "--examples", split: str = "training"
+) -> np.ndarray:
     """`count` of the rows, each class in its share, those of a smaller count among those of a larger one.
 
     In the order that they are taken in, the r-th of n rows of a class stands at r / n: first one of each class, then
@@ -60,6 +69,7 @@ def fewer(rows: np.ndarray, labels: np.ndarray, count: int, seed: int) -> np.nda
 
     Args:
         rows: row numbers of one split; labels: of all rows.
+        what, split: who asks, and of which split, for messages.
 
     Raises:
         InputError: more than there are, or fewer than there are classes.
@@ -67,7 +77,7 @@ def fewer(rows: np.ndarray, labels: np.ndarray, count: int, seed: int) -> np.nda
     classes = sorted(set(labels[rows]))
     if not len(classes) <= count <= len(rows):
         raise InputError(
-            f"--examples {count}: the training split has {len(rows):,} of {len(classes)} classes; take a number from"
+            f"{what} {count}: the {split} split has {len(rows):,} of {len(classes)} classes; take a number from"
             f" {len(classes)} to {len(rows)}, or all"
         )
     generator = np.random.default_rng(derive(seed, "subset"))

@@ -6,19 +6,24 @@ import codecs
 import csv
 import hashlib
 import io
-import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from minibert.config import TrainConfig, flag
 from minibert.errors import InputError
+from minibert.files import parse_json
 
 COLUMNS = ("text", "label", "text_b", "group", "split")
 NEEDED = ("text", "label")
+TEXTS = ("text", "text_b")
+DELIMITERS = (",", ";", "\t")  # that are looked for in a .csv; spreadsheets write ; where , stands in numbers
+SEPARATING = ",;\t|:~^"  # that may be asked about
 
 Row = tuple[str, dict[str, Any]]  # where it stands, for messages; its columns
 
@@ -32,11 +37,12 @@ class Table:
         labels: n class names.
         sha256: the hash of the bytes that were read.
         texts, pairs: n texts and n second texts, or None.
-        windows: (n, steps, channels) float32, in the units of the data, or None; with `channels` their names.
+        windows: (n, steps, channels) float32 or float64, in the units of the data, or None; `channels`: their names.
         groups: n names of what must not stand in two splits (a person, a document), or None.
         splits: n of "train", "val", "test", or None: split_rows decides.
         label_order: the sort key that puts the class names in their order.
         ranges: lowest and highest value of each channel, (channels, 2); None: to be taken from the training rows.
+        left_out: what of a folder was not read, in words.
     """
 
     name: str
@@ -50,47 +56,82 @@ class Table:
     splits: list[str] | None = None
     label_order: Any = str
     ranges: np.ndarray | None = None
+    left_out: str = ""
 
 
-def read_texts(path: Path, charset: str = "utf-8") -> Table:
+@dataclass(frozen=True)
+class Layout:
+    """How a file of rows is written: what it calls the columns, and what separates its cells.
+
+    Attributes:
+        names: of a column, as the file calls it; those that are not here are called as in COLUMNS.
+        delimiter: a character, tab, or auto: of a .tsv a tab, of a .csv the one of DELIMITERS that its header has.
+    """
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    delimiter: str = "auto"
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Layout:
+        own = {"text": config.text_column, "label": config.label_column, "text_b": config.text_b_column}
+        return cls({column: name for column, name in own.items() if name not in (None, column)}, config.delimiter)
+
+    def name(self, column: str) -> str:
+        return self.names.get(column, column)
+
+    def hint(self, lacking: Iterable[str]) -> str:
+        """What to do where the file calls its columns otherwise."""
+        flags = [flag(f"{column}_column") for column in ("text", "label", "text_b") if self.name(column) in lacking]
+        return f"; {' and '.join(flags)} NAME: what it is called" if flags else ""
+
+
+def read_texts(path: Path, charset: str = "utf-8", layout: Layout = Layout()) -> Table:
     """A .csv, .tsv or .jsonl file with columns `text`, `label` and, if wanted, `text_b`, `group`, `split`; or a folder
     of class folders of .txt files.
 
     Raises:
         InputError: no such file, unknown kind, a missing column, an empty text or label, not in `charset`.
     """
+    left_out = ""
     if path.is_dir():
-        rows, digest = read_folder(path, charset)
+        rows, digest, left_out = read_folder(path, charset)
     elif not path.exists():
         raise InputError(f"--data {path}: no such file or folder; motion and motion-overlap are bundled")
     elif path.suffix.lower() not in READERS:
         raise InputError(f"--data {path}: unknown kind; give .csv, .tsv, .jsonl, .npz or a folder of class folders")
+    elif not path.is_file():
+        raise InputError(f"--data {path}: a pipe or a device; give a file")
     else:
         content = path.read_bytes()
-        rows, digest = read_file(path, content, charset), hashlib.sha256(content).hexdigest()
+        rows = read_file(path, content, charset, (*NEEDED, *layout.names), layout)
+        digest = hashlib.sha256(content).hexdigest()
     if not rows:
         raise InputError(f"--data {path}: no examples in it")
-    return table_of_rows(path.absolute().name, digest, rows)
+    return replace(table_of_rows(path.absolute().name, digest, rows, layout), left_out=left_out)
 
 
-def read_file(path: Path, content: bytes, charset: str, needed: Sequence[str] = NEEDED) -> list[Row]:
-    """The rows of a file of one of the kinds in READERS."""
-    return list(READERS[path.suffix.lower()](path, decode(content, path, charset), needed))
+def read_file(
+    path: Path, content: bytes, charset: str, needed: Sequence[str] = NEEDED, layout: Layout = Layout()
+) -> list[Row]:
+    """The rows of a file of one of the kinds in READERS, its columns called as the file calls them."""
+    return list(READERS[path.suffix.lower()](path, decode(content, path, charset), needed, layout))
 
 
-def table_of_rows(name: str, digest: str, rows: list[Row]) -> Table:
+def table_of_rows(name: str, digest: str, rows: list[Row], layout: Layout = Layout()) -> Table:
     """
     Raises:
         InputError: a column is missing in a row, or empty.
     """
-    columns = columns_of(rows)
+    columns = columns_of(rows, (*NEEDED, *layout.names), layout=layout)
     return Table(
         name=name, sha256=digest, texts=columns["text"], pairs=columns.get("text_b"),
         labels=columns["label"], groups=columns.get("group"), splits=columns.get("split"), label_order=natural,
     )  # fmt: skip
 
 
-def columns_of(rows: list[Row], needed: Sequence[str] = NEEDED, known: Sequence[str] = COLUMNS) -> dict[str, list[str]]:
+def columns_of(
+    rows: list[Row], needed: Sequence[str] = NEEDED, known: Sequence[str] = COLUMNS, layout: Layout = Layout()
+) -> dict[str, list[str]]:
     """Of the `known` columns those that are there, whole.
 
     Raises:
@@ -98,13 +139,18 @@ def columns_of(rows: list[Row], needed: Sequence[str] = NEEDED, known: Sequence[
     """
     columns: dict[str, list[str]] = {}
     for column in known:
-        present = sum(row.get(column) is not None for _, row in rows)
+        name = layout.name(column)
+        if column not in layout.names and name in layout.names.values():
+            continue  # the file has another use for this name
+        present = sum(row.get(name) is not None for _, row in rows)
         if column in needed or present:
             if present < len(rows):
-                where = next(where for where, row in rows if row.get(column) is None)
-                raise InputError(f"{where}: no {column!r}; found {', '.join(map(str, found(rows))) or 'nothing'}")
-            columns[column] = [str(row[column]) for _, row in rows]
+                where = next(where for where, row in rows if row.get(name) is None)
+                names = ", ".join(found(rows)) or "nothing"
+                raise InputError(f"{where}: no {name!r}; found {names}{'' if present else layout.hint([name])}")
+            columns[column] = [word(row[name], column, where) for where, row in rows]
     for column, values in columns.items():
+        column = layout.name(column)
         for (where, _), value in zip(rows, values):
             if not value.strip():
                 raise InputError(f"{where}: empty {column!r}; fill it or take the row out")
@@ -113,16 +159,38 @@ def columns_of(rows: list[Row], needed: Sequence[str] = NEEDED, known: Sequence[
     return columns
 
 
-def read_separated(path: Path, text: str, needed: Sequence[str]) -> Iterator[Row]:
-    """Comma or tab separated, quoted as spreadsheets do, the first row naming the columns."""
+def word(value: Any, column: str, where: str) -> str:
+    """A cell's text; that of a name, such as a label, without blanks around it: they are a slip of the hand.
+
+    Raises:
+        InputError: a list or an object, which is no text, or a number that is not finite.
+    """
+    if isinstance(value, list | dict):
+        raise InputError(f"{where}: {column!r} is a {type(value).__name__}; it must be a text or a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where}: {column!r} is {value}; fill it or take the row out")
+    return str(value) if column in TEXTS else str(value).strip()
+
+
+def read_separated(path: Path, text: str, needed: Sequence[str], layout: Layout) -> Iterator[Row]:
+    """Cells between commas, semicolons or tabs, quoted as spreadsheets do, the first row naming the columns."""
     limit = csv.field_size_limit(2**31 - 1)  # a text may be longer than the default 131,072 characters
     try:
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+        wanted = {layout.name(column) for column in needed}
+        delimiter = delimiter_of(path, text, wanted, layout)
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        lacking = set(needed) - set(reader.fieldnames or [])
+        reader.fieldnames = names = [name.strip() for name in reader.fieldnames or []]
+        lacking = wanted - set(names)
         if lacking:
-            names = ", ".join(reader.fieldnames or []) or "nothing"
-            raise InputError(f"{path}: no column {' or '.join(map(repr, sorted(lacking)))}; found {names}")
+            what = f"{path}: no column {' or '.join(map(repr, sorted(lacking)))}"
+            other = next((c for c in "".join(names) if c in SEPARATING), None) if len(names) == 1 else None
+            if other is not None:
+                given = "tab" if other == "\t" else f'"{other}"'
+                raise InputError(f"{what}; found one, {names[0]!r}: is {given} the delimiter? --delimiter {given}")
+            raise InputError(f"{what}; found {', '.join(names) or 'nothing'}{layout.hint(lacking)}")
+        twice = [name for name in map(layout.name, COLUMNS) if names.count(name) > 1]
+        if twice:
+            raise InputError(f"{path}: two columns are called {twice[0]!r}; rename one of them")
         for row in reader:
             if None in row:
                 raise InputError(f"{path}, line {reader.line_num}: more cells than columns; quote texts that hold them")
@@ -133,33 +201,80 @@ def read_separated(path: Path, text: str, needed: Sequence[str]) -> Iterator[Row
         csv.field_size_limit(limit)
 
 
-def read_jsonl(path: Path, text: str, needed: Sequence[str]) -> Iterator[Row]:
+def delimiter_of(path: Path, text: str, wanted: set[str], layout: Layout) -> str:
+    """As the layout says; auto: the first that gives a header with all `wanted` columns, else one with most columns."""
+    if layout.delimiter != "auto":
+        return "\t" if layout.delimiter == "tab" else layout.delimiter
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    headers = {mark: header_of(text, mark) for mark in DELIMITERS}
+    clear = [mark for mark, names in headers.items() if wanted <= set(names)]
+    most = max(DELIMITERS, key=lambda mark: len(headers[mark]))
+    return clear[0] if clear else most if len(headers[most]) > 1 else DELIMITERS[0]
+
+
+def header_of(text: str, delimiter: str) -> list[str]:
+    try:
+        names = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), [])
+        return [name.strip() for name in names]
+    except csv.Error:  # told by whoever reads on
+        return []
+
+
+def read_jsonl(path: Path, text: str, needed: Sequence[str], layout: Layout) -> Iterator[Row]:
     """One JSON object a line; blank lines are passed over."""
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                row = json.loads(line)
+                row = parse_json(line, object_pairs_hook=without_doubles)
             except ValueError as error:
                 raise InputError(f"{path}, line {number}: not JSON: {error}") from None
             if not isinstance(row, dict):
-                raise InputError(f"{path}, line {number}: not an object with {' and '.join(map(repr, needed))}")
+                names = " and ".join(repr(layout.name(column)) for column in needed)
+                raise InputError(f"{path}, line {number}: not an object with {names}")
             yield f"{path}, line {number}", row
+
+
+def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return row
 
 
 READERS = {".csv": read_separated, ".tsv": read_separated, ".jsonl": read_jsonl}
 
 
-def read_folder(path: Path, charset: str) -> tuple[list[Row], str]:
-    """PATH/CLASS/anything.txt, one text a file, in the order of the names."""
-    rows, digest = [], hashlib.sha256()
-    for folder in sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
-        for file in sorted(folder.glob("*.txt")):
-            content = file.read_bytes()
-            digest.update(f"{folder.name}/{file.name}/{len(content)}/".encode() + content)
-            rows.append((str(file), {"text": decode(content, file, charset), "label": folder.name}))
+def read_folder(path: Path, charset: str) -> tuple[list[Row], str, str]:
+    """PATH/CLASS/anything.txt, one text a file, in the order of the names.
+
+    Returns:
+        Rows, hash, and what was left out, in words; hidden files are not counted.
+    """
+    rows, digest, left_out = [], hashlib.sha256(), Counter[str]()
+    for folder in listed(path):
+        if not folder.is_dir():
+            left_out["file(s) outside the class folders"] += 1
+            continue
+        before = len(rows)
+        for file in listed(folder):
+            if file.is_dir():
+                left_out["subfolder(s)"] += 1
+            elif file.suffix.lower() != ".txt" or not file.is_file():
+                left_out["file(s) other than .txt"] += 1
+            else:
+                content = file.read_bytes()
+                digest.update(f"{folder.name}/{file.name}/{len(content)}/".encode("utf-8", "surrogateescape") + content)
+                rows.append((str(file), {"text": decode(content, file, charset), "label": folder.name}))
+        if len(rows) == before:
+            left_out["class(es) without texts"] += 1
     if not rows:
         raise InputError(f"--data {path}: no class folders with .txt files in it")
-    return rows, digest.hexdigest()
+    return rows, digest.hexdigest(), ", ".join(f"{count:,} {what}" for what, count in left_out.items())
+
+
+def listed(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
 
 
 def decode(content: bytes, path: Path, charset: str) -> str:

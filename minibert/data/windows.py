@@ -19,11 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from minibert.config import TrainConfig
+from minibert.config import ENCODINGS, MOST_CELLS, TrainConfig, is_whole
 from minibert.data.table import Table, natural
 from minibert.errors import InputError
+from minibert.files import sha256
 
 ARRAYS = ("x", "y", "group", "split", "channels")  # of an .npz of one's own
+MOST_BYTES = 4 * 2**30  # of an .npz, unpacked: zeros pack a thousandfold
 MOTION = Path(__file__).parent / "motion" / "hapt.npz"
 ACTIVITIES = ("walking", "walking upstairs", "walking downstairs", "sitting", "standing", "lying")
 CHANNELS = ("acc-x", "acc-y", "acc-z", "gyro-x", "gyro-y", "gyro-z")  # g and rad/s
@@ -63,7 +65,7 @@ def read_windows(path: Path) -> Table:
         InputError: no such file, an array missing, ragged, of the wrong shape, or with NaN in it.
     """
     arrays = read_npz(path, ("x", "y"))
-    return table_of_arrays(path.name, str(path), hashlib.sha256(path.read_bytes()).hexdigest(), arrays)
+    return table_of_arrays(path.name, str(path), sha256(path), arrays)
 
 
 def read_npz(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
@@ -75,10 +77,14 @@ def read_npz(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError(f"--data {path}: no such file")
     try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("it holds one array without a name")
-        with file:
+        with open(path, "rb") as handle:  # numpy leaves a file open that it cannot read
+            file = np.load(handle, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it holds one array without a name")
+            entries = [entry for entry in file.zip.infolist() if entry.filename.removesuffix(".npy") in ARRAYS]
+            unpacked = sum(entry.file_size for entry in entries)
+            if unpacked > MOST_BYTES:
+                raise InputError(f"{path}: its arrays have {unpacked:,} bytes unpacked; {MOST_BYTES:,} are the most")
             for name in needed:
                 if name not in file.files:
                     raise InputError(f"{path}: no array {name!r}; found {', '.join(file.files) or 'nothing'}")
@@ -106,33 +112,36 @@ def table_of_arrays(name: str, where: str, digest: str, arrays: dict[str, np.nda
                 f"{where}: {array} has shape {arrays[array].shape}; with {len(windows)} windows it must be"
                 f" ({len(windows)},)"
             )
-    if any(str(label).strip() in ("", "nan") for label in y):
-        raise InputError(f"{where}: y has an empty label or NaN in it; fill it or drop the window")
+    for array in ("y", "group", "split"):
+        if any(str(name).strip() in ("", "nan") for name in arrays.get(array, [])):
+            raise InputError(f"{where}: {array} has an empty name or NaN in it; fill it or drop the window")
     return Table(
         name=name,
-        labels=[str(label) for label in y],
+        labels=[str(label).strip() for label in y],
         sha256=digest,
         windows=windows,
         channels=channels,
-        groups=[str(group) for group in arrays["group"]] if "group" in arrays else None,
+        groups=[str(group).strip() for group in arrays["group"]] if "group" in arrays else None,
         splits=[str(split) for split in arrays["split"]] if "split" in arrays else None,
         label_order=natural,
     )
 
 
 def checked_windows(where: str, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, list[str]]:
-    """The windows (n, steps, channels) as float32, and the channels' names.
+    """The windows (n, steps, channels) and the channels' names. As float32, or as float64 where the numbers came with
+    more digits: around a million float32 tells steps of 0.06 apart.
 
     Raises:
-        InputError: not numbers, not of that shape, NaN in it, or names that do not fit.
+        InputError: not numbers, not of that shape, NaN in it or larger than float32 can be, or names that do not fit.
     """
     x = arrays["x"]
     if x.ndim != 3 or not x.size or x.dtype.kind not in "fiu":
         raise InputError(f"{where}: x is {x.dtype} of shape {x.shape}; it must be numbers (windows, steps, channels)")
     with np.errstate(over="ignore"):
-        windows = x.astype(np.float32)
-    if not np.isfinite(windows).all():
-        window, step, channel = np.argwhere(~np.isfinite(windows))[0]
+        windows = x.astype(np.float32 if np.can_cast(x.dtype, np.float32) else np.float64)
+    good = np.abs(windows) <= np.finfo(np.float32).max  # of NaN, this is not
+    if not good.all():
+        window, step, channel = np.argwhere(~good)[0]
         raise InputError(
             f"{where}: x[{window}, {step}, {channel}] is {x[window, step, channel]}; mend or drop the window"
         )
@@ -221,10 +230,22 @@ class Encoding:
     def from_dict(cls, content: dict[str, Any]) -> Encoding:
         """
         Raises:
-            TypeError: a field is missing, or one too many.
+            InputError: a field is missing, one too many, or of another kind than `fit` makes.
         """
-        fields = cls(**content)
-        return replace(fields, ranges=np.array(fields.ranges, dtype=np.float64))
+        try:
+            made = cls(**content)
+            made = replace(made, ranges=np.array(made.ranges, dtype=np.float64))
+            names = [made.channels[place] for place in made.places]
+            good = (
+                made.kind in ENCODINGS and is_whole(made.steps) and made.steps >= 1 and min(made.places) >= 0
+                and made.names == names and made.ranges.shape == (len(names), 2) and np.isfinite(made.ranges).all()
+                and is_whole(made.bins) and made.bins >= 1 and made.bins ** len(names) <= MOST_CELLS
+            )  # fmt: skip
+        except (TypeError, ValueError, IndexError, OverflowError):
+            good = False
+        if not good:
+            raise InputError(f"an encoding of windows that no run has: {content!r:.200}")
+        return made
 
     def check(self, windows: np.ndarray, where: str) -> None:
         """
@@ -244,9 +265,13 @@ class Encoding:
         cells = f" of {self.bins ** len(self.places):,} cells" if self.kind == "grid" else ""
         return f"{','.join(self.names)} as {self.kind}{cells}, {self.steps} steps"
 
+    def numbers(self, windows: np.ndarray) -> np.ndarray:
+        """(n, steps, channels) -> (n, self.steps, C), in the units of the data: what is written as text."""
+        return shorten(windows[:, :, self.places].astype(np.float64), self.steps)
+
     def texts(self, windows: np.ndarray) -> list[str]:
         """(n, steps, channels) -> n texts."""
-        x = shorten(windows[:, :, self.places].astype(np.float64), self.steps)  # (n, self.steps, C)
+        x = self.numbers(windows)
         if self.kind == "decimals":
             # As many decimals as tell about a hundredth of the range apart.
             span = self.ranges[:, 1] - self.ranges[:, 0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from minibert.engine.graph import CudaGraphs, Recorded
 from minibert.engine.machine import Machine
 from minibert.engine.network import Network, half_weights, length_multiple, network_for, with_copies
 from minibert.engine.optimizer import WORTH_COMPILING, AdamW, LossScaler, Schedule
-from minibert.engine.step import Loss, State, Sums, classification, step
+from minibert.engine.step import Loss, State, Sums, alone, classification, step
 from minibert.engine.words import Words
 from minibert.errors import Say
 from minibert.model import BertClassifier
@@ -49,15 +49,25 @@ class Engine:
         """How many examples count in a step, where it computes."""
         return torch.full((), float(examples), device=self.machine.device)
 
+    def hold(self, held: bool) -> None:
+        """Between steps: freeze the late parameters, or train them from now on."""
+        self.state.optimizer.hold(held)
+        self.state.numbers.copy_(numbers_of(self.state.optimizer, self.schedule))
+
+    def sums(self) -> Tensor:
+        """Of all processes. All of them ask."""
+        processes, sums = self.machine.processes, self.state.sums
+        return sums.over(processes.add) if processes.world > 1 else sums.total
+
     def model(self) -> BertClassifier:
         """The model as it is now, with all its words."""
         return self.words.all(self.original, self.trained, self.state.optimizer.shrinkage.item())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that training changed, on the CPU: flat, tensors only."""
+        """All that training changed, on the CPU: flat, tensors only. Of several processes, all of them ask."""
         parts = {"model": self.trained, "adamw": self.state.optimizer, "scaler": self.state.scaler}
         tensors = {f"{name}.{key}": t for name, part in parts.items() for key, t in part.state_dict().items()}
-        tensors["sums"] = self.state.sums.total
+        tensors["sums"] = self.sums()
         return {key: t.detach().cpu() for key, t in tensors.items()}
 
     @torch.no_grad()
@@ -65,6 +75,7 @@ class Engine:
         """
         Raises:
             KeyError: a tensor of `state_dict` is missing.
+            RuntimeError: one has another shape.
         """
         optimizer = self.state.optimizer
         for name, tensor in self.trained.state_dict().items():
@@ -72,6 +83,8 @@ class Engine:
         optimizer.load_state_dict(named(tensors, "adamw."))
         self.state.scaler.load_state_dict(named(tensors, "scaler."))
         self.state.sums.total.copy_(tensors["sums"])
+        if self.machine.processes.rank:
+            self.state.sums.total[:3] = 0  # the first process has them
         for name, copied in optimizer.half.items():
             copied.copy_(optimizer.parameters[name])
 
@@ -86,6 +99,7 @@ def assemble(
     weight_decay: float = 0.01,
     bias_correction: bool = True,
     clip: float = 1.0,
+    late: Collection[str] = (),
     loss: Loss = classification,
     network: Callable[..., Network] = network_for,
     say: Say = print,
@@ -96,26 +110,37 @@ def assemble(
         model: on the CPU. Its tensors, but for the word embedding, are the trained ones from now on.
         splits: all examples that will be trained on or evaluated.
         accumulate: batches a step.
+        late: names of parameters that `Engine.hold` can freeze.
     """
     words = Words(splits, model.config.pad_token_id)
     renumbered = [words.renumber(split) for split in splits]
     trained = words.fewer(model).to(machine.device)
+    machine.processes.spread([t.detach() for t in trained.state_dict().values()])
     # bf16 is too coarse to add the gradients of several batches up in
     half = half_weights(trained, machine) if accumulate == 1 else {}
-    optimizer = AdamW(trained.named_parameters(), weight_decay=weight_decay, bias_correction=bias_correction, half=half)
+    optimizer = AdamW(
+        trained.named_parameters(), weight_decay=weight_decay, bias_correction=bias_correction, half=half, late=late
+    )
     if schedule.total * sum(p.numel() for p in trained.parameters()) > WORTH_COMPILING:
         why_not = optimizer.compile()
         if why_not:
             say(f"the optimizer stays uncompiled, up to a third slower a step: {why_not}")
     computing = network(with_copies(trained, half), machine, words.pad_id, length_multiple(renumbered))
     scaler = LossScaler(machine.name == "fp16", device=machine.device)
-    # every number of every step, before the first
-    numbers = optimizer.numbers(schedule.rates(), torch.arange(1, schedule.total + 2))
-    state = State(computing, optimizer, scaler, Sums(machine.device), numbers, clip, loss)
+    state = State(computing, optimizer, scaler, Sums(machine.device), numbers_of(optimizer, schedule), clip, loss)
     on_cuda = machine.device.type == "cuda"
-    one = Recorded(state, CudaGraphs(machine.device), say) if on_cuda else partial(step, state)
+    reduce = machine.processes.add if machine.processes.world > 1 else alone
+    if on_cuda:
+        one: Step = Recorded(state, CudaGraphs(machine.device), say, reduce)
+    else:
+        one = partial(step, state, reduce=reduce)
     computing.model.train()
     return Engine(state, one, schedule, renumbered, machine, model, trained, words)
+
+
+def numbers_of(optimizer: AdamW, schedule: Schedule) -> Tensor:
+    """Every number of every step, before the first: see AdamW.numbers."""
+    return optimizer.numbers(schedule.rates(), torch.arange(1, schedule.total + 2))
 
 
 def named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ class Plan:
         examples: how many there are; batch_size: of a forward pass; accumulate: forward passes a step.
         order, dropout: seeds.
         purpose: keeps the random streams of different trainings apart.
+        least: examples that a forward pass needs; a last batch of fewer joins the one before.
     """
 
     examples: int
@@ -43,6 +43,7 @@ class Plan:
     order: int = 0
     dropout: int = 0
     purpose: str = ""
+    least: int = 1
 
     @property
     def size(self) -> int:
@@ -52,16 +53,21 @@ class Plan:
     @property
     def steps(self) -> int:
         """Of an epoch."""
-        return math.ceil(self.examples / self.size)
+        whole, rest = divmod(self.examples, self.size)
+        return max(1, whole + (rest >= self.least))
 
     def rows(self, epoch: int) -> list[list[int]]:
         """The examples of each step."""
         generator = torch.Generator().manual_seed(derive(self.order, f"{self.purpose}order", epoch))
-        return cut(torch.randperm(self.examples, generator=generator).tolist(), self.size)
+        return cut(torch.randperm(self.examples, generator=generator).tolist(), self.size, self.least)
 
-    def seed(self, cursor: Cursor) -> int:
-        """Of all that is drawn in a step: dropout, and which words are masked."""
-        return derive(self.dropout, f"{self.purpose}dropout", cursor.epoch, cursor.step)
+    def batches(self, chosen: Sequence[int]) -> list[Sequence[int]]:
+        """The examples of each forward pass of a step."""
+        return cut(chosen, self.batch_size, self.least)
+
+    def seed(self, cursor: Cursor, rank: int = 0) -> int:
+        """Of all that is drawn in a step by a process: dropout, and which words are masked."""
+        return derive(self.dropout, f"{self.purpose}dropout", cursor.epoch, cursor.step, *([rank] if rank else []))
 
 
 Batches = Callable[[Sequence[int]], tuple[Sequence[Any], int]]  # the examples of a step -> batches, how many count
@@ -70,7 +76,7 @@ Batches = Callable[[Sequence[int]], tuple[Sequence[Any], int]]  # the examples o
 def steps(engine: Engine, plan: Plan, cursor: Cursor, batches: Batches) -> Iterator[Cursor]:
     """Take the steps from `cursor` to the end of its epoch; gives the cursor behind each."""
     for chosen in plan.rows(cursor.epoch)[cursor.step :]:
-        torch.manual_seed(plan.seed(cursor))
+        torch.manual_seed(plan.seed(cursor, engine.machine.processes.rank))
         micro, count = batches(chosen)
         engine.step(micro, engine.count(count))
         cursor = Cursor(cursor.epoch, cursor.step + 1)
@@ -87,27 +93,52 @@ def own_random_numbers(device: torch.device) -> Iterator[None]:
 class Watch:
     """Reads an engine's sums now and then, and ends a run whose gradients no step can use.
 
-    Reading waits for the device, so it is done at each step where the device is the host, else at each second or so.
+    Reading waits for the device, so it is done at each step where the device is the host, else at each second or so, of
+    all processes at the same step: what ends one ends all.
+
+    Args:
+        unusable: how many steps back the first one may lie that could not be used, from 1 -> what to raise.
+        patience: so many of them in a row are passed over.
+
+    Attributes:
+        in_a_row: of the last steps, those whose gradients were not finite, where a smaller loss scale cannot mend that.
+        seen: what was read last.
     """
 
-    def __init__(self, engine: Engine, unusable: Callable[[int], InputError]) -> None:
-        self.engine, self.unusable = engine, unusable
+    def __init__(self, engine: Engine, unusable: Callable[[int], InputError], patience: int = 0) -> None:
+        self.engine, self.unusable, self.patience = engine, unusable, patience
         self.at_once = engine.machine.device.type == "cpu"
         self.looked = time.monotonic()
+        self.steps = self.in_a_row = self.lost = 0
+        self.expected: int | None = None
+        self.seen = engine.state.sums.read()
+        self.skipped = self.seen.skipped
 
-    def look(self) -> None:
-        if self.at_once or time.monotonic() - self.looked > 1:
+    def look(self, expected: int | None = None) -> None:
+        """Behind each step.
+
+        Args:
+            expected: what the sums have counted by now, if every loss was finite.
+        """
+        self.steps, self.expected = self.steps + 1, expected
+        if self.at_once or any(self.engine.machine.processes.most(time.monotonic() - self.looked > 1)):
             self.read()
 
     def read(self) -> Seen:
-        """The sums of the epoch so far.
+        """The sums of the epoch so far, of all processes. All of them ask.
 
         Raises:
-            InputError: what `unusable` makes of the number of a step whose gradients were not finite, where a smaller
-                loss scale cannot mend that.
+            InputError: what `unusable` makes of it.
         """
         self.looked = time.monotonic()
-        seen = self.engine.state.sums.read()
-        if seen.skipped and self.engine.state.scaler.spent:
-            raise self.unusable(int(self.engine.state.optimizer.steps) + 1)
+        self.looked = time.monotonic()
+        seen = self.seen = self.engine.state.sums.read(self.engine.sums())
+        steps, bad = self.steps, seen.skipped - self.skipped
+        lost = 0 if self.expected is None else self.expected - seen.count
+        hopeless = bad > 0 and (lost > self.lost or self.engine.state.scaler.spent)
+        if steps:
+            self.in_a_row = self.in_a_row + bad if hopeless and bad == steps else 0
+        self.steps, self.skipped, self.lost = 0, seen.skipped, lost
+        if hopeless and (not self.patience or self.in_a_row > self.patience):
+            raise self.unusable(steps)
         return seen

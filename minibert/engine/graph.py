@@ -1,7 +1,8 @@
 """The step as CUDA graphs: at small batches a GPU waits for the launches of some 700 kernels; a graph is one launch.
 
-A graph is a recording of kernels over fixed memory. So there is one for each shape of batch; its inputs lie in buffers
-of its own; and all that it changes (weights, moments, counts, sums) lies where it lay when it was recorded.
+A graph is a recording of kernels over fixed memory. So there is one for each shape of batch, and others once a frozen
+encoder is trained; its inputs lie in buffers of its own; and all that it changes (weights, moments, counts, sums) lies
+where it lay when it was recorded.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from minibert.engine.step import State, accumulate, step, update
+from minibert.engine.step import Reduce, State, accumulate, alone, step, update
 
 Work = Callable[[], None]
 
@@ -67,31 +68,35 @@ class Recorded:
     """`step`, with its signature: the first steps of each shape as they are, those after them from a recording.
 
     One batch a step: one recording of all of it. Several: one of a batch's forward and backward pass for each shape,
-    and one of the update; the gradients then stay where they are and are set to zero. Where recording fails, all goes
-    on as it is, and `say` gets a line.
+    and one of the update; the gradients then stay where they are and are set to zero. Of several processes each one
+    records its batches alone: what one has recorded, another may not have yet, and sums need all of them. Where
+    recording fails, all goes on as it is, and `say` gets a line.
     """
 
-    def __init__(self, state: State, recorder: Recorder, say: Callable[[str], None]) -> None:
-        self.state, self.recorder, self.say = state, recorder, say
+    def __init__(self, state: State, recorder: Recorder, say: Callable[[str], None], reduce: Reduce = alone) -> None:
+        self.state, self.recorder, self.say, self.reduce = state, recorder, say, reduce
         self.seen: dict[object, int] = {}
         self.recordings: dict[object, tuple[Work, tuple[Any, Tensor]]] = {}
         self.failed = False
 
     def __call__(self, batches: Sequence[Any], count: Tensor) -> None:
-        if len(batches) == 1:
+        if len(batches) == 1 and self.reduce is alone:
             self._do("step", self._whole, batches[0], count)
             return
         optimizer = self.state.optimizer
         optimizer.zero_grad(keep=True)
         for batch in batches:
             self._do("batch", partial(accumulate, self.state), batch, count)
-        self._do("update", lambda batch, count: update(self.state), (), count)
+        if self.reduce is alone:
+            self._do("update", lambda batch, count: update(self.state), (), count)
+        else:
+            self.recorder.run(lambda: update(self.state, self.reduce))
 
     def _whole(self, batch: Any, count: Tensor) -> None:
         step(self.state, [batch], count)
 
     def _do(self, what: str, work: Callable[[Any, Tensor], None], batch: Any, count: Tensor) -> None:
-        key = (what, *(None if t is None else (tuple(t.shape), t.dtype) for t in batch))
+        key = (what, self.state.optimizer.held, *(None if t is None else (tuple(t.shape), t.dtype) for t in batch))
         if key in self.recordings:
             replay, inputs = self.recordings[key]
             copy_into(inputs, (batch, count))

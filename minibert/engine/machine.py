@@ -1,12 +1,18 @@
-"""Which number format the forward and backward pass run in. The weights themselves are always float32."""
+"""What trains: the device, how many processes, and the number format of the forward and backward pass. The weights
+themselves are always float32.
+"""
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+
+from minibert.engine.processes import Processes, here
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -22,6 +28,7 @@ class Machine:
     name: str
     why: str
     device: torch.device
+    processes: Processes = field(default_factory=here)
 
     def autocast(self) -> AbstractContextManager:
         """Matrix products in the format, sums and LayerNorm in float32."""
@@ -31,11 +38,29 @@ class Machine:
         return torch.autocast(self.device.type, dtype=DTYPES[self.name], cache_enabled=False)
 
     def describe(self) -> str:
-        """ "CPU, 2 threads", or what the GPU calls itself."""
+        """ "CPU, 2 threads", or what the GPU calls itself; of several processes their number and how they talk."""
+        world = self.processes.world
+        together = f", {world} processes, {'nccl' if self.device.type == 'cuda' else 'gloo'}" if world > 1 else ""
         if self.device.type == "cuda":
-            return torch.cuda.get_device_name(self.device)
+            return torch.cuda.get_device_name(self.device) + together
         count = torch.get_num_threads()
-        return f"CPU, {count} thread{'s' * (count > 1)}"
+        return f"CPU, {count} thread{'s' * (count > 1)}{together}"
+
+
+def processor() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def instructions() -> str:
+    """The instruction set that the CPU's kernels are chosen for, and what in the environment chooses another."""
+    names = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
+    asked = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    return ", ".join([torch.backends.cpu.get_cpu_capability(), *asked])
 
 
 def choose_device() -> torch.device:

@@ -32,6 +32,7 @@ class Network(Protocol):
     """A classifier as a function of batches that it makes itself."""
 
     model: BertClassifier  # the modules that compute; its matrices may be copies
+    multiple: int  # what lengths are padded to
 
     def autocast(self) -> AbstractContextManager:
         """The number format that it computes in."""
@@ -43,7 +44,7 @@ class Network(Protocol):
         """Where to cut texts of these lengths for evaluation."""
 
     def __call__(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Logits (B, C) and the vectors (B, D) that the head read."""
+        """Logits (B, C) and the vectors (B, D) that the head read; of a head over tokens, their mean."""
 
 
 class Padded:
@@ -70,8 +71,9 @@ class Padded:
         mask = None if batch.attention_mask is None else batch.attention_mask[:, None, None, :]  # (B, 1, 1, S)
         read = first_token if self.model.config.pool == "cls" else None
         x = bert.embeddings(batch.input_ids, batch.token_type_ids)
-        vectors = bert.pooler(bert.encode(x, partial(self.attend, mask=mask), read), mask)
-        return self.model.head(vectors), vectors
+        x = bert.encode(x, partial(self.attend, mask=mask), read)
+        vectors = bert.pooler(x, mask)
+        return self.model.classify(x, vectors, mask), vectors
 
 
 class Packed:
@@ -92,16 +94,18 @@ class Packed:
         return [slice(*ends) for ends in zip([0, *cuts], [*cuts, len(lengths)])]
 
     def __call__(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        bert, runs = self.model.bert, batch.runs
+        bert, runs, pool = self.model.bert, batch.runs, self.model.config.pool
+        read = (lambda x: x[batch.first]) if pool == "cls" else None
         x = bert.embeddings(batch.input_ids, batch.token_type_ids, batch.position_ids)  # (T, D)
-        if self.model.config.pool == "cls":
-            x = bert.encode(x, partial(attend_runs, runs=runs), lambda x: x[batch.first])  # (B, D)
+        x, mask = bert.encode(x, partial(attend_runs, runs=runs), read), None
+        if pool == "cls":
             vectors = bert.pooler(x[:, None])
+        elif pool == "mean":
+            vectors = torch.cat([bert.pooler(part, run.mask) for run, part in zip(runs, texts_of(x, runs))])
         else:
-            parts = bert.encode(x, partial(attend_runs, runs=runs)).split([run.texts * run.length for run in runs])
-            texts = (part.unflatten(0, (run.texts, -1)) for run, part in zip(runs, parts))
-            vectors = torch.cat([bert.pooler(part, run.mask) for run, part in zip(runs, texts)])
-        return self.model.head(vectors), vectors
+            x, mask = unpack(x, runs)  # one batch for the head: it may have BatchNorm
+            vectors = bert.pooler(x, mask)
+        return self.model.classify(x, vectors, mask), vectors
 
 
 def network_for(model: BertClassifier, machine: Machine, pad_id: int = 0, multiple: int = 1) -> Network:
@@ -119,6 +123,26 @@ def length_multiple(splits: Sequence[Examples]) -> int:
 def first_token(x: Tensor) -> Tensor:
     """(B, S, D) -> (B, 1, D), [CLS]."""
     return x[:, :1]
+
+
+def texts_of(x: Tensor, runs: Sequence[Run]) -> list[Tensor]:
+    """Packed tokens (T, D) -> of each run (texts, length, D): views."""
+    parts = x.split([run.texts * run.length for run in runs])
+    return [part.unflatten(0, (run.texts, -1)) for run, part in zip(runs, parts)]
+
+
+def unpack(x: Tensor, runs: Sequence[Run]) -> tuple[Tensor, Tensor | None]:
+    """Packed tokens (T, D) -> (B, S, D) in the order of the labels, zeros behind the shorter texts, and their mask
+    (B, 1, 1, S) bool, None where all tokens are real.
+    """
+    longest = max(run.length for run in runs)
+    if len(runs) == 1:
+        return x.unflatten(0, (-1, longest)), runs[0].mask
+    masks = [
+        x.new_ones(run.texts, 1, 1, run.length, dtype=torch.bool) if run.mask is None else run.mask for run in runs
+    ]
+    tokens = [F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in texts_of(x, runs)]
+    return torch.cat(tokens), torch.cat([F.pad(mask, (0, longest - mask.shape[-1])) for mask in masks])
 
 
 def attend_fused(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Module, mask: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ number to reach the host, and a step can be recorded as a CUDA graph.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,12 +63,14 @@ class Group:
 
     Attributes:
         leaves: where autograd leaves their gradients: the parameters, or their copies.
+        late: they are among those that `AdamW.hold` holds.
         w, exp_avg, exp_avg_sq: weights and moments, (elements,); half: the weights in bf16, or None.
     """
 
     names: list[str]
     leaves: list[Tensor]
     decays: bool
+    late: bool
     w: Tensor
     exp_avg: Tensor
     exp_avg_sq: Tensor
@@ -95,10 +97,13 @@ class AdamW:
         bias_correction: False leaves the moments as they are, as BERT's first code did: the first step is then
             (1 - beta1) / sqrt(1 - beta2) = 3.2 times as large (Mosbach et al. 2021, arXiv:2006.04884).
         half: {name: copy in bf16} of parameters whose gradient arrives at the copy, which follows the parameter.
+        late: names of parameters that can be held, frozen until some step.
 
     Attributes:
         steps: how many were taken, int64.
-        shrinkage: the product of all (1 - rate * weight_decay) so far: what decay alone makes of a weight, float64.
+        held: whether the late ones are frozen now. late_from: `steps` when their training began, int64; -1: not yet.
+        shrinkage: the product of all (1 - rate * weight_decay) so far: what decay alone makes of a weight, of a late
+            one where there are such, float64.
     """
 
     def __init__(
@@ -109,14 +114,16 @@ class AdamW:
         weight_decay: float = 0.01,
         bias_correction: bool = True,
         half: dict[str, Tensor] | None = None,
+        late: Collection[str] = (),
     ) -> None:
         self.parameters = {name: p for name, p in named_parameters if p.requires_grad}
-        self.half = half or {}
+        self.half, self.late, self.held = half or {}, frozenset(late) & self.parameters.keys(), False
         self.betas, self.eps, self.weight_decay, self.bias_correction = betas, eps, weight_decay, bias_correction
         self.device = next(iter(self.parameters.values())).device
         self.steps = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.late_from = torch.full((), -1, dtype=torch.int64, device=self.device)
         self.shrinkage = torch.ones((), dtype=torch.float64, device=self.device)
-        self.idle = torch.tensor([[0.0, 0.0, 1.0, 0.0, eps]] * 2, dtype=torch.float64, device=self.device)
+        self.idle = torch.tensor([0.0, 0.0, 1.0, 0.0, eps], dtype=torch.float64, device=self.device)
         self.update, self.norm_of, self.compiled = update, norm_of, False
         self.groups = self._groups()
         self.exp_avg, self.exp_avg_sq = ({} for _ in range(2))
@@ -132,7 +139,7 @@ class AdamW:
         alone = JOINED_BELOW if self.device.type == "cpu" else math.inf
         alike: dict[object, list[str]] = {}
         for name, p in self.parameters.items():
-            kind = name if p.numel() >= alone else (self.decays(name), name in self.half, p.dtype)
+            kind = name if p.numel() >= alone else (self.decays(name), name in self.half, name in self.late, p.dtype)
             alike.setdefault(kind, []).append(name)
         groups = []
         for names in alike.values():
@@ -141,7 +148,7 @@ class AdamW:
             moments = [torch.zeros_like(w) for _ in range(2)]
             copies = [self.half[name] for name in names if name in self.half]
             half = join(copies).detach() if copies else None
-            group = Group(names, copies or owners, self.decays(names[0]), w, *moments, half)
+            group = Group(names, copies or owners, self.decays(names[0]), names[0] in self.late, w, *moments, half)
             for tensors, flat in ((owners, w), (copies, half)):
                 if len(tensors) > 1:
                     for tensor, piece in zip(tensors, group.pieces(flat)):
@@ -165,9 +172,26 @@ class AdamW:
         self.update, self.norm_of, self.compiled = fused, summed, True
         return None
 
+    @property
+    def active(self) -> list[Group]:
+        """The groups that are trained now."""
+        return [group for group in self.groups if not (self.held and group.late)]
+
+    def hold(self, held: bool) -> None:
+        """Freeze the late parameters, or train them from now on, with steps counted from their own first: as torch's
+        AdamW does with parameters that get a gradient at last. Between steps; `numbers` may be others afterwards.
+        """
+        if held != self.held:  # only then: recordings of steps hold on to the gradients' memory
+            self.held = held
+            for leaf in (leaf for group in self.groups if group.late for leaf in group.leaves):
+                leaf.requires_grad_(not held)
+                leaf.grad = None
+        if not held and self.late_from < 0:
+            self.late_from.copy_(self.steps)
+
     def gradients(self) -> list[Tensor]:
-        """Of each group in one row."""
-        return [group.gradient() for group in self.groups]
+        """Of each active group in one row."""
+        return [group.gradient() for group in self.active]
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
         """The norm of all gradients together, float64, without dimensions."""
@@ -175,7 +199,7 @@ class AdamW:
 
     def zero_grad(self, keep: bool = False) -> None:
         """Clear the gradients. keep: their memory stays, filled with zeros: graphs that share them need it."""
-        for leaf in (leaf for group in self.groups for leaf in group.leaves):
+        for leaf in (leaf for group in self.active for leaf in group.leaves):
             if not keep:
                 leaf.grad = None
             elif leaf.grad is None:
@@ -188,8 +212,15 @@ class AdamW:
 
         Returns:
             (T, 2, 5) float64 where the parameters are: for those that decay and for those that do not, the numbers that
-            `update` takes.
+            `update` takes; (T, 4, 5) where some are late: then for these, whose steps are counted from their own first.
         """
+        if not self.late:
+            return self._numbers(rates, steps)
+        own = (steps - self.late_from.cpu().clamp(min=0)).clamp(min=1)
+        return torch.cat([self._numbers(rates, steps), self._numbers(rates, own)], dim=1)
+
+    def _numbers(self, rates: Tensor, steps: Tensor) -> Tensor:
+        """(T, 2, 5)."""
         rates, steps = rates.double(), steps.double()
         # w -= rate * (m / correction1) / (sqrt(v / correction2) + eps), with the corrections drawn out of the quotient
         correction1, correction2 = (1 - beta**steps if self.bias_correction else 1 + 0 * steps for beta in self.betas)
@@ -212,7 +243,7 @@ class AdamW:
         """One update. A parameter without a gradient counts as one whose gradient is zero.
 
         Args:
-            rate: the learning rate, or what `numbers` gave for this step, (2, 5).
+            rate: the learning rate, or what `numbers` gave for this step, (2 or 4, 5).
             factor: multiplies every gradient on the way in: clipping and loss scaling cost no pass.
             finite: False leaves all as it is, whatever the gradients hold.
             gradients: as `gradients` gave them; None: it is asked.
@@ -222,20 +253,23 @@ class AdamW:
         finite = torch.as_tensor(finite, device=self.device)
         numbers = torch.where(finite, rate, self.idle)
         self.steps.add_(finite)
-        self.shrinkage.mul_(numbers[0, 2])
+        if not self.held:
+            self.shrinkage.mul_(numbers[-2, 2])
         dtype = self.groups[0].w.dtype
         numbers, factor = numbers.to(dtype), torch.as_tensor(factor, device=self.device).to(dtype)
         piece = PIECE if self.device.type == "cpu" and not self.compiled else None
-        for group, gradient in zip(self.groups, self.gradients() if gradients is None else gradients):
+        for group, gradient in zip(self.active, self.gradients() if gradients is None else gradients):
             rows = [group.w, gradient, group.exp_avg, group.exp_avg_sq] + [group.half] * (group.half is not None)
+            own = numbers[2 * group.late + (not group.decays)]
             for w, g, m, v, *half in zip(*[row.split(piece or len(row)) for row in rows]):
-                self.update(w, g, m, v, half[0] if half else None, numbers[0 if group.decays else 1], factor, finite)
+                self.update(w, g, m, v, half[0] if half else None, own, factor, finite)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Flat, tensors only: `exp_avg.NAME`, `exp_avg_sq.NAME`, `step`, `shrinkage`."""
+        """Flat, tensors only: `exp_avg.NAME`, `exp_avg_sq.NAME`, `step`, `shrinkage`; `late_from` if some are late."""
         moments = {f"exp_avg.{name}": t for name, t in self.exp_avg.items()}
         moments |= {f"exp_avg_sq.{name}": t for name, t in self.exp_avg_sq.items()}
-        return moments | {"step": self.steps, "shrinkage": self.shrinkage}
+        late = {"late_from": self.late_from} if self.late else {}
+        return moments | {"step": self.steps, "shrinkage": self.shrinkage} | late
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -288,7 +322,11 @@ class LossScaler:
 
 
 def warmup_steps(warmup: float, total: int) -> int:
-    """A fraction below 1 of `total` steps, rounded up; from 1 on a number of steps."""
+    """A fraction below 1 of `total` steps, rounded up; from 1 on a number of steps. A single step has none: with a
+    warmup its rate would be 0.
+    """
+    if total == 1:
+        return 0
     return math.ceil(warmup * total) if warmup < 1 else int(warmup)
 
 

@@ -18,18 +18,35 @@ from minibert.engine.network import Network
 from minibert.engine.optimizer import LARGEST, AdamW, LossScaler
 
 Loss = Callable[[Network, Any], tuple[Tensor, Tensor]]  # a batch -> the sum of its losses, how many answers were right
-Reduce = Callable[[Sequence[Tensor]], None]  # adds each tensor up over all processes, in place
+Reduce = Callable[[Sequence[Tensor]], Sequence[Tensor]]  # the sum of each tensor over all processes
 
 
-def classification(network: Network, batch: Any) -> tuple[Tensor, Tensor]:
-    """The cross-entropy of the logits, added up over the examples, and how many answers were right."""
+def classification(
+    network: Network, batch: Any, weight: Tensor | None = None, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The cross-entropy of the logits, added up over the examples, and how many answers were right.
+
+    Args:
+        weight, label_smoothing: as torch's cross_entropy takes them; (C,), and a number from 0 to 1.
+    """
     logits = network(batch)[0].float()
     right = (logits.detach().argmax(dim=1) == batch.labels).sum()
-    return F.cross_entropy(logits, batch.labels, reduction="sum"), right
+    return F.cross_entropy(logits, batch.labels, weight, reduction="sum", label_smoothing=label_smoothing), right
 
 
-def alone(tensors: Sequence[Tensor]) -> None:
+def balanced(labels: Tensor, classes: int) -> Tensor:
+    """(C,) weights n / (C n_c), by which all classes count the same (King and Zeng 2001; scikit-learn's "balanced").
+
+    Their mean over all n examples is 1, so a step goes on dividing by its number of examples. torch's mean divides by
+    the batch's sum of weights: in a batch of one class, or of one example, nothing is left of them then.
+    """
+    counts = torch.bincount(labels, minlength=classes).double()
+    return (len(labels) / (classes * counts)).float()
+
+
+def alone(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """The sum over one process."""
+    return tensors
 
 
 class Seen(NamedTuple):
@@ -42,20 +59,26 @@ class Seen(NamedTuple):
 
 
 class Sums:
-    """What steps see, added up where they run."""
+    """What steps see, added up where they run; of several processes, each one's share."""
 
     def __init__(self, device: torch.device) -> None:
         self.total = torch.zeros(4, dtype=torch.float64, device=device)
 
     def add(self, loss: Tensor, right: Tensor, count: Tensor) -> None:
-        self.total[:3] += torch.stack([loss.double(), right.double(), count.double()])
+        """Of each batch. One whose loss is not finite is left out: it would hide all others."""
+        seen = torch.stack([loss.double(), right.double(), count.double()])
+        self.total[:3] += torch.where(loss.isfinite(), seen, 0.0)
 
     def skip(self, finite: Tensor) -> None:
         """Of each step, whether its gradients were finite."""
         self.total[3].add_(~finite)
 
-    def read(self) -> Seen:
-        loss, right, count, skipped = self.total.tolist()
+    def over(self, reduce: Reduce) -> Tensor:
+        """`total` over all processes. A step that one of them skips, all skip."""
+        return torch.cat([*reduce([self.total[:3].clone()]), self.total[3:]])
+
+    def read(self, total: Tensor | None = None) -> Seen:
+        loss, right, count, skipped = (self.total if total is None else total).tolist()
         return Seen(loss / max(1, count), right / max(1, count), int(count), int(skipped))
 
     def clear(self) -> None:
@@ -70,7 +93,7 @@ class State:
     optimizer: AdamW
     scaler: LossScaler
     sums: Sums
-    numbers: Tensor  # (steps, 2, 5): those of every update, see AdamW.numbers
+    numbers: Tensor  # (steps, 2 or 4, 5): those of every update, see AdamW.numbers
     clip: float  # largest global norm of the gradient; 0: any
     loss: Loss = classification
 
@@ -95,8 +118,7 @@ def accumulate(state: State, batch: Any, count: Tensor) -> None:
 def update(state: State, reduce: Reduce = alone) -> None:
     """Clip by the global norm and update. Gradients that are not finite leave weights, moments and schedule alone."""
     optimizer, scaler = state.optimizer, state.scaler
-    gradients = optimizer.gradients()
-    reduce(gradients)
+    gradients = reduce(optimizer.gradients())
     norm = scaler.unscaled(optimizer.norm(gradients))
     clipping = (state.clip / (norm + 1e-6)).clamp(max=1.0) if state.clip else torch.ones_like(norm)
     finite = norm * clipping < LARGEST  # not so of infinity, whose clipping is 0, nor of NaN

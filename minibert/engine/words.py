@@ -41,15 +41,16 @@ class Words:
     def fewer(self, model: BertClassifier) -> BertClassifier:
         """A model that shares all of `model` but the word embedding: that has the rows that occur, (W, D)."""
         word = model.bert.embeddings.word
-        return twin(model, {word: embedding(word.weight.detach()[torch.from_numpy(self.ids)], self.pad_id)})
+        rows = word.weight.detach()[torch.from_numpy(self.ids)]
+        return twin(model, {word: embedding(rows, self.pad_id, freeze=not word.weight.requires_grad)})
 
     def all(self, model: BertClassifier, trained: BertClassifier, shrinkage: float) -> BertClassifier:
         """`trained`, which `fewer` made of `model`, with all words, as training them all would have left them."""
         word = model.bert.embeddings.word  # as it was before training
-        table = word.weight.detach() * shrinkage
+        table = word.weight.detach() * (shrinkage if word.weight.requires_grad else 1)
         table[torch.from_numpy(self.ids)] = trained.bert.embeddings.word.weight.detach().to(table.device)
         return twin(trained, {trained.bert.embeddings.word: embedding(table, model.config.pad_token_id)})
 
 
-def embedding(weight: Tensor, pad_id: int) -> nn.Embedding:
-    return nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=pad_id)
+def embedding(weight: Tensor, pad_id: int, freeze: bool = False) -> nn.Embedding:
+    return nn.Embedding.from_pretrained(weight, freeze, padding_idx=pad_id)

@@ -27,7 +27,7 @@ from minibert.config import TrainConfig
 from minibert.data import Examples
 from minibert.engine import Engine, assemble
 from minibert.engine.dropout import dropout_for
-from minibert.engine.machine import DTYPES, Machine, choose_device, choose_machine
+from minibert.engine.machine import DTYPES, Machine, choose_device, choose_machine, processor
 from minibert.engine.optimizer import Schedule
 from minibert.errors import InputError, Say
 from minibert.evaluation import predict
@@ -125,18 +125,24 @@ def compare(name: str, seen: dict[str, list[dict[str, float]]], peak: float, spe
         "rss_mb": ours["rss_mb"], "rss_mb_other": other["rss_mb"], "start_seconds": ours["start_seconds"],
         "start_seconds_other": other["start_seconds"], "rounds": len(seen["minibert"]),
         "ms_rivals": {side: figures["ms"] for side, figures in middle.items()},
+        # Trainer's steps cannot be counted: on a GPU, the fewest of the reference's own loops
+        "launches": ours.get("launches"),
+        "launches_other": min((f["launches"] for f in middle.values() if "launches" in f), default=None),
     }  # fmt: skip
 
 
-HEADER = "case               ms reference  ratio limit  peak      MB  (ref.)  reference"
+HEADER = "case              ms   (ref.)  ratio limit  peak      MB  (ref.)  reference"
 
 
 def format_case(c: dict[str, Any]) -> str:
     """`limit` and `peak`: the shares of what is possible that we reach."""
-    return (
-        f"{c['case']:<12}{c['ms']:>9,.1f}{c['ms_other']:>10,.1f}{c['ratio']:>7.2f}{c['limit_share']:>6.0%}"
+    line = (
+        f"{c['case']:<11}{c['ms']:>9,.1f}{c['ms_other']:>9,.1f}{c['ratio']:>7.2f}{c['limit_share']:>6.0%}"
         f"{c['peak_share']:>6.0%}{c['rss_mb']:>8,.0f}{c['rss_mb_other']:>8,.0f}  {c['other']}"
     )
+    if c["launches"] is None:
+        return line
+    return f"{line}\n  launches a step: {c['launches']:,.0f}, the reference's loop {c['launches_other']:,.0f}"
 
 
 def measure(name: str, side: str, precision: str, device: str = "cpu") -> dict[str, float]:
@@ -162,12 +168,14 @@ def main(name: str, side: str, precision: str, device: str, started: str) -> Non
             from minibert.lab.bench_reference import reference_step
 
             step = reference_step(case, examples, precision, side, device)
-        first, seconds = step(float(started))
+        timing = step(float(started))
         rows = [[len(examples.ids[i]) for i in batch] for batch in order(case, examples)]
         counted = [length for batch in rows[WARMUP:] for length in batch]
         steps = len(rows) - WARMUP
-        figures = {"ms": 1e3 * seconds / steps, "tokens": sum(counted) / steps, "start_seconds": first}
+        figures = {"ms": 1e3 * timing.seconds / steps, "tokens": sum(counted) / steps, "start_seconds": timing.first}
         figures |= {"gflop": work(case, counted) / steps, "gb": weights_moved(case, examples)}
+        if timing.launches is not None:
+            figures["launches"] = timing.launches
     who = resource.RUSAGE_CHILDREN if case.what == "job" else resource.RUSAGE_SELF
     figures["rss_mb"] = resource.getrusage(who).ru_maxrss / 1024
     if device == "cuda":
@@ -284,14 +292,6 @@ def shortest(work: Callable[[], Any], device: torch.device, times: int = 12) -> 
         synchronize(device)
         seconds.append(time.perf_counter() - begin)
     return min(seconds)
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

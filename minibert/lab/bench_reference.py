@@ -21,6 +21,7 @@ from minibert.lab.workloads import (
     WARMUP,
     Case,
     Step,
+    Timing,
     bert_config,
     order,
     small_model,
@@ -136,14 +137,14 @@ def reference_step(case: Case, examples: Examples, precision: str, side: str, de
 
         return lambda started: timed(train, batches, started, where)
 
-    def run(started: float) -> tuple[float, float]:
+    def run(started: float) -> Timing:
         clock = Clock()
         with tempfile.TemporaryDirectory() as folder:
             InOrder(
                 model, settings(folder, precision, case.batch, device, max_steps=len(batches)),
                 train_dataset=data, data_collator=collate, callbacks=[clock],
             ).train()  # fmt: skip
-        return clock.first - started, clock.end - clock.begin
+        return Timing(clock.first - started, clock.end - clock.begin)
 
     return run
 

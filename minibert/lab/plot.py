@@ -12,8 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO
 
+from minibert.config import TrainConfig
 from minibert.errors import InputError
-from minibert.files import replace_file
+from minibert.files import check_output, write_output
+from minibert.lines import lacks, visible
 from minibert.training.folder import best_of, read_history, read_run
 
 MOST = 10  # runs: more letters or colours than that are told apart by nobody
@@ -34,10 +36,11 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Run:
-    """A run's name, as the user knows it, and the rows of its epochs."""
+    """A run's name, as the user knows it, the rows of its epochs, and by what the best of them is chosen."""
 
     name: str
     history: list[dict[str, Any]]
+    select: str = TrainConfig.select
 
     def points(self, field: str) -> list[Point]:
         return [(row["epoch"], row[field]) for row in self.history if math.isfinite(row[field])]
@@ -53,11 +56,11 @@ def read(paths: Sequence[Path]) -> list[Run]:
     short = len({path.name for path in paths}) == len(paths)
     runs = []
     for path in paths:
-        read_run(path)  # refuses what is none
+        config, _ = read_run(path)
         history = read_history(path)
         if not history:
             raise InputError(f"{path} has no epoch yet; wait for the first to end, or go on with --resume {path}")
-        runs.append(Run(path.resolve().name if short else str(path), history))
+        runs.append(Run(path.resolve().name if short else str(path), history, config.select))
     return runs
 
 
@@ -157,8 +160,9 @@ def in_terminal(runs: Sequence[Run], metrics: Sequence[str], plain: bool = False
         mark = "- -" if plain else chr(BRAILLE + DOTS[0][1]) * 3
         lines.append(f"{mark}  {words}: {', '.join(f'{level:.3f}' for level in levels)}")
     for number, run in enumerate(runs):
-        best, room = best_of(run.history), 36
-        name = run.name if len(run.name) <= room else cut + run.name[len(cut) - room :]
+        best, room = best_of(run.history, run.select), 36
+        name = visible(run.name)
+        name = name if len(name) <= room else cut + name[len(cut) - room :]
         name = name.encode("ascii", "replace").decode() if plain else name
         lines.append(
             f"{letter_of(number)}  {name}: validation accuracy {best['val_accuracy']:.3f},"
@@ -173,11 +177,7 @@ def letter_of(number: int) -> str:
 
 def must_be_plain(stream: TextIO) -> bool:
     """Whether the stream's encoding lacks what lines are drawn with."""
-    try:
-        f"│…{chr(BRAILLE)}".encode(stream.encoding or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return True
-    return False
+    return lacks(stream, f"│…{chr(BRAILLE)}")
 
 
 def check_picture(path: Path) -> None:
@@ -187,8 +187,7 @@ def check_picture(path: Path) -> None:
     """
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"--out {path}: the name must end in {' or '.join(SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise InputError(f"--out {path}: there is no folder {path.parent}")
+    check_output(path, "--out")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
@@ -210,7 +209,7 @@ def picture(runs: Sequence[Run], metrics: Sequence[str], path: Path) -> None:
     for axes, metric in zip(figure.subplots(len(metrics), squeeze=False)[:, 0], metrics):
         train, val, *_, words = METRICS[metric]
         for number, run in enumerate(runs):
-            for field, style, label in ((train, "--", None), (val, "-", run.name.replace("$", r"\$"))):
+            for field, style, label in ((train, "--", None), (val, "-", visible(run.name).replace("$", r"\$"))):
                 points = run.points(field)
                 x, y = [x for x, _ in points], [y for _, y in points]
                 # a single epoch is no line
@@ -222,4 +221,4 @@ def picture(runs: Sequence[Run], metrics: Sequence[str], path: Path) -> None:
         axes.legend(fontsize="small")
     dateless = {"Date": None} if suffix == ".svg" else {}
     with matplotlib.rc_context({"svg.hashsalt": "minibert"}):
-        replace_file(path, lambda beside: figure.savefig(beside, format=suffix[1:], metadata=dateless))
+        write_output(path, lambda beside: figure.savefig(beside, format=suffix[1:], metadata=dateless))

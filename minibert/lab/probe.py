@@ -66,9 +66,9 @@ def probe(config: TrainConfig, inputs: int, say: Say = tell) -> dict[str, Any]:
 
 
 def forward(model: BertClassifier, batch: Batch) -> tuple[Tensor, Tensor]:
-    """What the head reads (B, D), and its logits (B, C)."""
-    read = model.bert(*batch[:3])[1]
-    return read, model.head(read)
+    """What the head reads (B, D), of all tokens their mean; and its logits (B, C)."""
+    x, read = model.bert(*batch[:3])
+    return read, model.classify(x, read, None if batch.attention_mask is None else batch.attention_mask[:, None, None])
 
 
 def spread(vectors: Tensor) -> float:
@@ -158,7 +158,7 @@ def format_probe(result: dict[str, Any]) -> str:
     ]  # fmt: skip
     lines.append("")
     read, logits, drift = result["read"], result["logits"], result["drift"]
-    what = "[CLS]" if result["pool"] == "cls" else "the mean"
+    what = {"cls": "[CLS]", "mean": "the mean", "tokens": "all tokens; of their mean"}[result["pool"]]
     lines.append(f"the head reads {what}: cosine between inputs {read['cosine']:.5f}, spread {read['spread']:.2g}")
     lines.append(f"logits: {logits['spread']:.2g} apart over inputs, {logits['offset']:.2g} off together")
     return "\n".join(map(fold, lines + drift_lines(drift)))

@@ -125,13 +125,18 @@ def weights_moved(case: Case, examples: Examples) -> float:
     return 28 * (count - (c.vocab_size - words) * c.hidden_size) / 1e9
 
 
-Step = Callable[[float], tuple[float, float]]
+class Timing(NamedTuple):
+    """Seconds from the process's start to the first step, and of all steps after the uncounted ones."""
+
+    first: float
+    seconds: float
+    launches: int | None = None  # a step; None: not counted
 
 
-def timed(
-    one: Callable[[Any], Any], batches: Sequence[Any], started: float, device: torch.device
-) -> tuple[float, float]:
-    """Seconds from `started` to the first step, and of all steps after the uncounted ones."""
+Step = Callable[[float], Timing]
+
+
+def timed(one: Callable[[Any], Any], batches: Sequence[Any], started: float, device: torch.device) -> Timing:
     first = time.time() - started
     for place, batch in enumerate(batches):
         if place == WARMUP:
@@ -139,7 +144,20 @@ def timed(
             begin = time.perf_counter()
         one(batch)
     synchronize(device)
-    return first, time.perf_counter() - begin
+    seconds = time.perf_counter() - begin
+    return Timing(first, seconds, launches(one, batches[-1]) if device.type == "cuda" else None)
+
+
+# The calls of CUDA's runtime and driver that give a GPU work. torch's own kernels take the first, Triton's the second.
+LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMemsetAsync")
+
+
+def launches(one: Callable[[Any], Any], batch: Any) -> int:
+    """How often a step gives the GPU work, seen by torch's profiler in one more step; a graph is one."""
+    with torch.profiler.profile() as profile:
+        one(batch)
+        torch.cuda.synchronize()
+    return sum(event.name.startswith(LAUNCHES) for event in profile.events())
 
 
 def synchronize(device: torch.device) -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 from types import FrameType
 
 from minibert.engine.epochs import Cursor
+from minibert.engine.processes import here
 from minibert.errors import Stopped
+from minibert.launch import launch
 
 # Ctrl-C, a shutdown, and what schedulers send before they take a machine away
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
@@ -32,21 +34,25 @@ class Keeper:
         self.saved = time.monotonic()
 
     def look(self, cursor: Cursor, save: Callable[[Cursor], None]) -> None:
-        """Save behind a step where it is time, or where a signal came.
+        """Save behind a step where it is time, or where a signal came; to whichever process, all do it behind the same.
 
         Raises:
             Stopped: a signal came; what `cursor` stands for is saved.
         """
-        if self.told is not None:
+        due = bool(self.seconds) and time.monotonic() - self.saved > self.seconds
+        told, due = here().most(self.told or 0, due)
+        if told:
             save(cursor)
-            raise Stopped(f"{how_to_go_on(self.path)} goes on behind this step", 128 + self.told)
-        if self.seconds and time.monotonic() - self.saved > self.seconds:
+            raise Stopped(f"{how_to_go_on(self.path)} goes on behind this step", 128 + told)
+        if due:
             save(cursor)
             self.saved = time.monotonic()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """While open, a first signal is kept for `look`, and a second one ends the process at once."""
+        """While open, a first signal is kept for `look`, and a second one ends the process at once. Not under torchrun:
+        it hands on what the terminal or a scheduler has sent here already, and kills what does not end within 30 s.
+        """
         before = {}
         if self.obeys and threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
@@ -59,7 +65,7 @@ class Keeper:
                 signal.signal(number, handler)
 
     def heard(self, number: int, frame: FrameType | None) -> None:
-        if self.told is not None:
+        if self.told is not None and not launch().torchrun:
             raise Stopped(f"{how_to_go_on(self.path)} goes on from its last snapshot", 128 + number)
         self.told = number
 

@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import astuple
+from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
-from minibert import checkpoint
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from minibert import checkpoint, sources
 from minibert.config import TrainConfig
-from minibert.data.batches import cut
 from minibert.data.table import Table
 from minibert.engine import Engine, assemble
+from minibert.engine.culprit import NORM, first_not_finite
 from minibert.engine.epochs import Batches, Cursor, Plan, Watch, own_random_numbers, steps
 from minibert.engine.network import twin
 from minibert.engine.optimizer import Schedule, warmup_steps
-from minibert.errors import InputError, Say, Stopped
+from minibert.engine.processes import Processes, joined
+from minibert.engine.step import Loss, balanced, classification
+from minibert.errors import InputError, LostProcessError, OwnError, Say, Stopped, is_out_of_memory
 from minibert.evaluation import predict, report
 from minibert.files import locked, write_json
 from minibert.inside import INPUTS, choose, look
+from minibert.launch import launch
 from minibert.lines import tell
 from minibert.progress import Progress
 from minibert.setup import Head, Setup, prepare
+from minibert.tokenizer import Tokenizer
 from minibert.training import folder
+from minibert.training.board import Board
 from minibert.training.keeper import Keeper, how_to_go_on
 from minibert.training.screen import HEADER, closing, opening, row_lines
 from minibert.verdict import in_words, streak
+
+MOST_STEPS = 10_000_000  # of a run: each has 80 bytes in a table (AdamW.numbers), and half a second or so to go
 
 
 def train(config: TrainConfig, say: Say = tell, head: Head | None = None, table: Table | None = None) -> Path:
@@ -41,58 +56,141 @@ def train(config: TrainConfig, say: Say = tell, head: Head | None = None, table:
     Raises:
         InputError: as prepare; an --out that is not empty; a gradient that is not finite.
     """
-    if config.out is not None:
-        folder.check_free(config.out)  # before anything long begins
-    setup = prepare(config, say, head, table)
-    path = folder.new_folder(config.out, config.init)
-    folder.begin(path, setup)
-    with holding(path):
-        own = head is not None or table is not None
-        with nullcontext() if own else stoppable(path):
-            return fit(setup, path, None, say, obeys=not own)
+    with joined() as processes:
+        once, say = processes.once, processes.voice(say)
+        if once(goes_on, config, *processes.most(launch().restarts)):
+            return resume(Path(config.out), say, force=True)
+        if config.out is not None:
+            once(folder.check_free, config.out)  # before anything long begins
+        setup = prepare(config, say, head, table)
+        plan_of(setup)  # what it refuses leaves no folder
+        path = once(folder.new_folder, config.out, config.init)
+        with holding(path, processes):
+            once(folder.check_free, str(path))  # another process may have been quicker
+            can_go_on = config.save and head is None and table is None
+            with stoppable(path) if can_go_on else nullcontext(), within_memory(setup):
+                once(folder.begin, path, setup)
+                return fit(setup, path, None, say, obeys=can_go_on)
 
 
-def resume(path: Path, say: Say = tell) -> Path:
-    """Go on with a run that was stopped, where its last state stands, with its own settings.
+def goes_on(config: TrainConfig, restarts: int) -> bool:
+    """Whether torchrun has started this command anew, and an earlier try has left a run to go on with.
+
+    Args:
+        restarts: how often it has; each machine counts those that began there.
 
     Raises:
-        InputError: not a run, one that has ended, or its data or checkpoint are not what they were.
+        InputError: it is to be started anew where needed, and could not know with which run to go on.
     """
-    folder.read_run(path)  # before a lock is made in what is no run
-    with holding(path):
-        return go_on(path, say)
+    if launch().max_restarts and config.out is None:
+        raise InputError("--max-restarts needs --out: a process that is started anew goes on with the run there")
+    if not restarts or not (Path(config.out) / "config.json").is_file():
+        return False
+    left, _ = folder.read_run(Path(config.out))
+    pairs = zip(astuple(config), astuple(left))  # of the run left, with auto and relative paths resolved
+    return all(value in ("auto", was) or str(Path(str(value)).resolve()) == was for value, was in pairs)
 
 
-def go_on(path: Path, say: Say) -> Path:
-    """`resume`, where nobody else is at the run."""
-    config, content = folder.read_run(path)
+def resume(path: Path, say: Say = tell, force: bool = False) -> Path:
+    """Go on with a run that was stopped, where its last state stands, with its own settings.
+
+    Args:
+        force: also where its last bits will not be those of a run that never was stopped; config.json then says so.
+
+    Raises:
+        InputError: not a run, one that has ended, or its data, its checkpoint or the machine are not what they were.
+    """
+    with joined() as processes:
+        processes.once(folder.read_run, path)  # before a lock is made in what is no run
+        processes.once(folder.check_links, path)
+        with holding(path, processes):
+            return go_on(path, processes.voice(say), force, processes.once)
+
+
+def go_on(path: Path, say: Say, force: bool, once: Callable[..., Any]) -> Path:
+    """`resume`, where nobody else is at the run. `once`: see Processes."""
+    config, content = once(folder.read_run, path)
+    if not config.save:
+        raise InputError(f"{path} was trained with --no-save, so there is nothing to go on from; start it anew")
+    once(folder.sweep, path)
     if "ended" in content:
-        raise InputError(f"{path} has ended: python eval.py {path} reports on it")
+        once(folder.clear, path)  # a kill may have come between its end and this
+        once((path / "lock").unlink, missing_ok=True)
+        if once(folder.own_tokenizer, path, content):
+            raise InputError(f"{path} has ended: python eval.py {quote(str(path))} reports on it")
+        return once(put_tokenizer_back, path, config, content, say)
     if content.get("head"):
         raise InputError(f"{path} has a head of your own, {content['head']}; train it anew in Python")
-    state = folder.load_state(path)
+    state = once(folder.load_state, path)
+    if state is not None and state.history and not once(folder.has_model, path):
+        raise InputError(f"{path / 'model'}, the best epoch so far, is gone, and nothing else holds it; start anew")
     setup = prepare(config, say)
-    for name, was, now in (
-        ("the data", content["dataset"]["sha256"], setup.data.sha256),
-        ("the checkpoint", content["checkpoint"]["sha256"], setup.source.sha256),
-    ):
+    fresh, source = folder.content_of(setup), content["checkpoint"]
+    files = {file: (was, setup.source.files.get(file, "none")) for file, was in source.get("files", {}).items()}
+    for name, (was, now) in {
+        "the data": (content["dataset"]["sha256"], setup.data.sha256),
+        "the checkpoint": (source["sha256"], setup.source.sha256),
+        **{f"the checkpoint's {file}": hashes for file, hashes in files.items()},
+    }.items():
         if was != now:
             raise InputError(f"{name} of {path} changed since it started (SHA-256 {was[:12]}, now {now[:12]})")
-    was = f"{content.get('device')}, torch {content.get('versions', {}).get('torch')}"
-    now = f"{setup.machine.describe()}, torch {folder.installed('torch')}"
-    if was != now:
-        say(f"it began on {was}; now {now}: the last bits may differ from a run that never was stopped")
-    with stoppable(path):
+    once(note_a_move, path, content, fresh, Cursor() if state is None else state.cursor, say, force)
+    once(folder.complete, path, setup)
+    with stoppable(path), within_memory(setup):
         return fit(setup, path, state, say, obeys=True)
 
 
+def note_a_move(
+    path: Path, content: dict[str, Any], fresh: dict[str, Any], cursor: Cursor, say: Say, force: bool
+) -> None:
+    """Say, and keep in config.json, that a run goes on elsewhere than it began.
+
+    Args:
+        content: its config.json; fresh: what that would be if it began here and now; force: see resume.
+
+    Raises:
+        InputError: it does, and is not forced to.
+    """
+    was, now = folder.around(content), folder.around(fresh)
+    moved = {name: (was[name], now[name]) for name in was if was[name] != now[name]}
+    if moved:
+        told = ", ".join(f"{name} {one} (now {other})" for name, (one, other) in moved.items())
+        if not force:
+            raise InputError(f"{path} began with {told}: its last bits would change from here on; --force goes on so")
+        say(f"it began with {told}: the last bits may differ from a run that never was stopped")
+        here = {"epoch": cursor.epoch, "step": cursor.step, "was": was, "now": now}
+        fresh |= {"started": content["started"], "moved": [*content.get("moved", []), here]}
+        write_json(path / "config.json", fresh)
+
+
+def put_tokenizer_back(path: Path, config: TrainConfig, content: dict[str, Any], say: Say) -> Path:
+    """The tokenizer of a run that has ended, from its checkpoint.
+
+    Raises:
+        InputError: the checkpoint has another one now.
+    """
+    tokenizer = Tokenizer.load(sources.resolve(config.model, need_weights=False, say=say).path)
+    if hashlib.sha256(tokenizer.content()).hexdigest() != content.get("tokenizer"):
+        raise InputError(f"{path} has lost its tokenizer, and --model {config.model} has another one now")
+    tokenizer.save(path / "model")
+    say(f"{path} has ended; its tokenizer is back: python eval.py {quote(str(path))} reports on it")
+    return path
+
+
 @contextmanager
-def holding(path: Path) -> Iterator[None]:
-    """Keep other processes from the run.
+def holding(path: Path, processes: Processes) -> Iterator[None]:
+    """Keep others from the run; the first of its processes holds it for all.
 
     Raises:
         InputError: one is at it already.
     """
+    with ExitStack() as stack:
+        processes.once(stack.enter_context, held(path))
+        yield
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
     with locked(path / "lock") as free:
         if not free:
             raise InputError(f"another process is training {path}; wait for it, or stop it first")
@@ -102,38 +200,94 @@ def holding(path: Path) -> Iterator[None]:
 
 @contextmanager
 def stoppable(path: Path) -> Iterator[None]:
-    """Ctrl-C, while open, says how to go on.
+    """Whatever stops a run from outside, while open, says how to go on, where there is something to go on with.
 
     Raises:
-        Stopped: in place of KeyboardInterrupt.
+        Stopped: in place of KeyboardInterrupt, and where nobody reads the output any more.
+        InputError: in place of an OSError: the disk is full, the folder is gone.
+        LostProcessError: another process has gone.
     """
     try:
         yield
     except Stopped:
         raise
-    except KeyboardInterrupt:
-        raise Stopped(f"{how_to_go_on(path)} goes on from its last snapshot") from None
+    except LostProcessError as error:
+        raise LostProcessError(f"{error}; {how_to_go_on(path)} goes on from its last snapshot") from None
+    except (KeyboardInterrupt, OSError) as error:
+        folder.check_there(path)
+        how = f"{how_to_go_on(path)} goes on from its last snapshot" if (path / "config.json").is_file() else ""
+        if isinstance(error, KeyboardInterrupt):
+            raise Stopped(how) from None
+        if isinstance(error, BrokenPipeError):
+            raise Stopped(f"nobody reads the output any more; {how}", 141) from None
+        raise InputError(f"{error}{'; ' * bool(how)}{how}") from None
 
 
-def plan_of(config: TrainConfig, examples: int) -> Plan:
-    seeds = config.seeds
-    return Plan(examples, config.epochs, config.batch_size, config.accumulate, seeds.order, seeds.dropout)
+@contextmanager
+def within_memory(setup: Setup) -> Iterator[None]:
+    """
+    Raises:
+        OwnError: there was not enough memory, while open.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        longest = max(len(ids) for ids in setup.data.train.ids)
+        weights = sum(weight.numel() for weight in setup.model.parameters())
+        raise OwnError(
+            f"out of memory with {setup.config.batch_size} examples of up to {longest} tokens a pass and {weights:,}"
+            f" weights ({str(error).strip() or type(error).__name__}); lower --batch-size (--accumulate makes up for"
+            " it) or --max-length, or take a smaller --model"
+        ) from None
+
+
+def plan_of(setup: Setup) -> Plan:
+    """
+    Raises:
+        InputError: batches of one example, and BatchNorm in the head, which has no variance of one to divide by; or
+            several processes, of which it would see one's examples alone; more steps than a table has room for.
+    """
+    config, examples, seeds = setup.config, len(setup.data.train), setup.config.seeds
+    least = 2 if any(isinstance(part, _BatchNorm) for part in setup.model.head.modules()) else 1
+    if least > 1 and setup.machine.processes.world > 1:
+        raise InputError("BatchNorm, which is in this head, needs all of a batch in one process; take LayerNorm")
+    if min(examples, config.batch_size) < least:
+        raise InputError(f"--batch-size {config.batch_size}, {examples:,} examples: BatchNorm, which is in this head,"
+                         " needs at least 2 in a batch")  # fmt: skip
+    plan = Plan(examples, config.epochs, config.batch_size, config.accumulate, seeds.order, seeds.dropout, least=least)
+    if plan.epochs * plan.steps > MOST_STEPS:
+        raise InputError(f"--epochs {plan.epochs:,} of {plan.steps:,} steps; {MOST_STEPS:,} steps in all are the most")
+    return plan
 
 
 def engine_of(setup: Setup, plan: Plan, say: Say) -> Engine:
     config, total = setup.config, plan.epochs * plan.steps
+    encoder = {name for name, p in setup.model.named_parameters() if name.startswith("bert.") and p.requires_grad}
     return assemble(
         setup.model, [setup.data.train, setup.data.val], setup.machine,
         Schedule(config.lr, total, warmup_steps(config.warmup, total)), accumulate=config.accumulate,
-        weight_decay=config.weight_decay, bias_correction=config.bias_correction, clip=config.clip, say=say,
+        weight_decay=config.weight_decay, bias_correction=config.bias_correction, clip=config.clip,
+        loss=loss_of(setup), say=say, late=encoder if config.freeze_encoder_epochs else (),
     )  # fmt: skip
 
 
+def loss_of(setup: Setup) -> Loss:
+    """What training makes small; validation and reports have the plain cross-entropy whatever the settings."""
+    config, data = setup.config, setup.data
+    weight = None
+    if config.class_weights == "balanced":
+        weight = balanced(torch.from_numpy(data.train.labels), len(data.labels)).to(setup.machine.device)
+    return partial(classification, weight=weight, label_smoothing=config.label_smoothing)
+
+
 def batches_of(engine: Engine, plan: Plan) -> Batches:
-    """The batches of a step, from the training split."""
+    """The batches of a step, from the training split; of several processes, this one's share of its examples."""
 
     def batches(chosen: Sequence[int]) -> tuple[Sequence[Any], int]:
-        return [engine.network.batch(engine.splits[0], part) for part in cut(chosen, plan.batch_size)], len(chosen)
+        parts = plan.batches(engine.machine.processes.share(chosen))
+        return [engine.network.batch(engine.splits[0], part) for part in parts], len(chosen)
 
     return batches
 
@@ -144,16 +298,17 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obe
     Args:
         obeys: whether a signal ends the run in order, saved behind a step.
     """
-    config, data = setup.config, setup.data
-    plan = plan_of(config, len(data.train))
+    config, data, processes = setup.config, setup.data, setup.machine.processes
+    plan, once = plan_of(setup), processes.once
     history: list[dict[str, Any]] = []
     cursor, seconds = Cursor(), 0.0
     if state is not None:
         tensors, history, cursor, seconds = state
-        folder.write_history(path, history)  # a kill may have come between the state and the row
+        once(folder.write_history, path, history)  # a kill may have come between the state and the row
         where = f"in epoch {cursor.epoch}, after step {cursor.step:,} of {plan.steps:,}"
         say(f"resuming {where if cursor.step else f'after epoch {cursor.epoch - 1} of {config.epochs}'}")
-    keeper = Keeper(path, config.save_every, obeys)
+    board = Board(path, history) if config.tensorboard and not processes.rank else None
+    keeper = Keeper(path, config.save_every if config.save else 0, obeys)
     if cursor.epoch <= config.epochs:
         engine = engine_of(setup, plan, say)
         if state is not None:
@@ -161,8 +316,10 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obe
                 engine.load_state_dict(tensors)
             except KeyError as error:
                 raise InputError(f"{path}: its state lacks {error}; start the run anew") from None
+            except RuntimeError as error:
+                raise InputError(f"{path}: its state is of another version ({error}); start the run anew") from None
         elif config.layers:
-            write_json(path / "start.json", parts_now(engine, setup))
+            once(lambda: write_json(path / "start.json", parts_now(engine, setup)))
         for line in opening(config, plan.steps, plan.size, engine.schedule.warmup, path):
             say(line)
         for line in HEADER:
@@ -171,19 +328,30 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obe
         if 0 < config.stop_on_collapse <= len(streak(history)):  # before an epoch: a resumed run asks, too
             say(f"stopping: --stop-on-collapse {config.stop_on_collapse}, {in_words(history)}")
             break
-        row = one_epoch(engine, setup, plan, cursor, path, history, keeper, seconds)
-        best = all(row["val_accuracy"] > earlier["val_accuracy"] for earlier in history)  # ties: the earlier
+        best = folder.best_of(history, config.select)["epoch"] if history else 0
+        if 0 < config.early_stopping <= len(history) - best:
+            say(f"stopping: --early-stopping {config.early_stopping}, no better {config.select} since epoch {best}")
+            break
+        if config.freeze_encoder_epochs:
+            engine.hold(cursor.epoch <= config.freeze_encoder_epochs)
+        row = once(dict, one_epoch(engine, setup, plan, cursor, path, history, keeper, seconds))
         history, cursor, seconds = [*history, row], Cursor(cursor.epoch + 1), 0.0
+        once(folder.check_there, path)
         # In this order a kill at any moment loses the epoch at most, and the next try comes to the same result.
-        if best:
-            checkpoint.save_pretrained(engine.model(), path / "model", data.labels)
-        tensors = engine.state_dict() if cursor.epoch <= config.epochs else {}  # behind the last, nothing needs them
-        folder.save_state(path, folder.SavedState(tensors, history, cursor))
-        folder.append_row(path, row)
+        if config.save:
+            if folder.best_of(history, config.select) is row:
+                once(lambda: checkpoint.save_pretrained(engine.model(), path / "model", data.labels))
+            tensors = engine.state_dict() if cursor.epoch <= config.epochs else {}  # behind the last, nobody needs them
+            once(folder.save_state, path, folder.SavedState(tensors, history, cursor))
+        once(folder.append_row, path, row)
+        if board is not None:
+            board.add(row)
         for line in row_lines(history):
             say(line)
-    folder.end(path, history)
-    for line in closing(history, config.bias_correction, path):
+    if board is not None:
+        board.close()
+    once(folder.end, path, history)
+    for line in closing(history, config, path):
         say(line)
     return path
 
@@ -201,46 +369,73 @@ def one_epoch(
         The epoch's row in metrics.jsonl.
 
     Raises:
-        InputError: gradients that are not finite.
+        InputError: gradients or a validation loss that are not finite.
         Stopped: a signal came; the run is saved behind a step.
     """
-    data, val_split = setup.data, engine.splits[1]
+    data, val_split, now, processes = setup.data, engine.splits[1], cursor, engine.machine.processes
+    kept = f"{path} keeps {'its last snapshot' if setup.config.save else 'the rows before'}"
 
-    def unusable(step: int) -> InputError:
-        lr = engine.schedule.rate(step - 1)
-        return InputError(
-            f"the gradient is not finite at step {step} (lr {lr:.2g}); lower --lr or lengthen --warmup. {path} keeps"
-            " the epochs before"
-        )
+    def unusable(back: int) -> InputError:
+        return InputError(f"{bad_step(engine, plan, now, back)}. {kept}")
 
     def save(now: Cursor) -> None:
         spent = seconds + time.monotonic() - start
-        folder.save_state(path, folder.SavedState(engine.state_dict(), history, now, spent))
+        processes.once(folder.check_there, path)
+        processes.once(folder.save_state, path, folder.SavedState(engine.state_dict(), history, now, spent))
 
     done = (cursor.epoch - 1) * plan.examples
     bar = Progress(plan.epochs * plan.examples, done + cursor.step * plan.size)
-    watch, start = Watch(engine, unusable), time.monotonic()
     if not cursor.step:
         engine.state.sums.clear()
+    watch, start = Watch(engine, unusable, setup.config.patience), time.monotonic()
     try:
         with own_random_numbers(engine.machine.device), keeper.listening():
             for now in steps(engine, plan, cursor, batches_of(engine, plan)):
-                watch.look()
-                bar.reach(done + min(plan.examples, now.step * plan.size), lambda: progress_text(cursor, plan, watch))
+                reached = min(plan.examples, now.step * plan.size)
+                watch.look(reached)
+                bar.reach(done + reached, lambda: progress_text(cursor, plan, watch))
                 keeper.look(now, save)
         seen = watch.read()
+        if watch.in_a_row and seen.skipped == plan.steps:
+            raise unusable(1)  # not one step of the epoch could be taken
     finally:
         bar.clear()
     seconds += time.monotonic() - start
-    val = report(predict(engine.network, val_split), val_split.labels, data.labels)
+    val = report(predict(engine.network, val_split, processes=processes), val_split.labels, data.labels)
+    if not math.isfinite(val["loss"]):
+        raise InputError(
+            f"the validation loss of epoch {cursor.epoch} is not finite; lower --lr or lengthen --warmup. {kept}"
+        )
     taken = int(engine.state.optimizer.steps)
     return {
         "epoch": cursor.epoch, "train_loss": seen.loss, "train_accuracy": seen.accuracy, "val_loss": val["loss"],
-        "val_accuracy": val["accuracy"],
+        "val_accuracy": val["accuracy"], "val_macro_f1": val["macro_f1"],
         "lr": engine.schedule.rate(max(0, taken - 1)),
         "seconds": seconds, "examples_per_second": plan.examples / seconds, "step": taken,
         "skipped_steps": seen.skipped, "val_majority": val["majority"], "verdict": val["verdict"],
     } | ({"parts": parts_now(engine, setup)} if setup.config.layers else {})  # fmt: skip
+
+
+def bad_step(engine: Engine, plan: Plan, behind: Cursor, back: int) -> str:
+    """What is to be said of a step whose gradient was not finite, and of what it was given.
+
+    Args:
+        behind: where the run stands; back: how many steps before that the first bad one may lie.
+    """
+    last, bad = (behind.epoch - 1) * plan.steps + behind.step, Cursor(behind.epoch, behind.step - 1)
+    chosen = plan.rows(bad.epoch)[bad.step]
+    with own_random_numbers(engine.machine.device):
+        torch.manual_seed(plan.seed(bad, engine.machine.processes.rank))
+        batches, count = batches_of(engine, plan)(chosen)
+        culprits = engine.machine.processes.gather(first_not_finite(engine, batches, engine.count(count)))
+    culprit = next((found for found in culprits if found != NORM), NORM)
+    lr = engine.schedule.rate(int(engine.state.optimizer.steps))
+    rows = checkpoint.brief([str(row) for row in engine.splits[0].rows[chosen]], 8)
+    return (
+        f"the gradient is not finite at {f'step {last}' if back == 1 else f'one of steps {last - back + 1} to {last}'}"
+        f" (lr {lr:.2g}): {culprit} was so first; row{'s' * (len(chosen) > 1)} {rows} of the data, counted from 0."
+        " Lower --lr, lengthen --warmup, or --on-nonfinite skip"
+    )
 
 
 def parts_now(engine: Engine, setup: Setup) -> list[dict[str, Any]]:
@@ -251,9 +446,10 @@ def parts_now(engine: Engine, setup: Setup) -> list[dict[str, Any]]:
     train_split, model = engine.splits[0], twin(engine.trained, {})  # its own modules: no mode or hook is left behind
     batch = choose(train_split, INPUTS, engine.words.pad_id).to(engine.machine.device)
     parts = look(model.eval(), batch, setup.manifest)
-    return [{"name": part.name, "gradient": part.gradient, "cls": part.cls} for part in parts]
+    finite = lambda number: number if number is None or math.isfinite(number) else None  # noqa: E731  JSON has no NaN
+    return [{"name": part.name, "gradient": finite(part.gradient), "cls": finite(part.cls)} for part in parts]
 
 
 def progress_text(cursor: Cursor, plan: Plan, watch: Watch) -> str:
-    seen = watch.read()
+    seen = watch.seen
     return f"epoch {cursor.epoch}/{plan.epochs}  loss {seen.loss:.3f}  acc {seen.accuracy:.3f}"

@@ -1,26 +1,22 @@
-"""Run a grid: check it, hand its runs to worker processes, say how far it is. The run folders are the data base.
+"""Run a grid: check it, hand its runs to a launcher, say how far it is. The run folders are the data base.
 
 DIR/grid.json  every run that was asked for, by name, with its settings; what `auto` was resolved to
 DIR/runs/      a run's folder each, as train.py makes them; with predictions.csv and outcome.json once it is done
 DIR/logs/      what each run printed
+DIR/jobs.json  which job of a cluster each run was last given to; DIR/jobs/ what submitit keeps of them
 DIR/locks/     held while a process is at a run, so that several can share a grid
 DIR/broken/    folders that could not be gone on with
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import subprocess
 import sys
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any, TextIO
 
 import torch
@@ -28,17 +24,19 @@ import torch
 from minibert.config import TrainConfig
 from minibert.errors import InputError, Say
 from minibert.files import locked, read_json, write_json
-from minibert.lab.ablation.grid import FORMAT, Grid, label_of, name_of, settings_of, shown, varying
-from minibert.lab.ablation.worker import BUSY, DONE, FAILED, is_done, run_folder
+from minibert.lab.ablation.grid import FORMAT, Grid, check_content, label_of, name_of, settings_of, shown, varying
+from minibert.lab.ablation.launcher import PENDING, RUNNING, Launcher, Order
+from minibert.lab.ablation.local import Local
+from minibert.lab.ablation.worker import DONE, FAILED, is_done, run_folder
 from minibert.lab.workloads import forward_work
 from minibert.lines import tell
 from minibert.progress import duration
 from minibert.setup import Ground, settle
 
-POLL = 1.0  # seconds
 BYTES = 1e9, 30  # a job's memory: torch and data, and for each weight: weight, gradient, moments, copies in passing
 ALWAYS = ("data", "model", "examples", "epochs", "batch_size", "lr", "warmup", "precision")
-SEEDLESS = ("lr", "warmup", "epochs", "seed", "out", "weight_decay", "clip", "bias_correction", "stop_on_collapse")
+SEEDLESS = ("lr", "warmup", "epochs", "seed", "out", "weight_decay", "clip", "bias_correction", "stop_on_collapse",
+            "class_weights", "label_smoothing", "select", "early_stopping")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -139,6 +137,7 @@ def read_grid(path: Path) -> dict[str, Any]:
     content = read_json(path / "grid.json")
     if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("runs"), dict):
         raise InputError(f"{path / 'grid.json'} is no grid of this version; choose another --out")
+    check_content(path / "grid.json", content)
     return content
 
 
@@ -171,13 +170,12 @@ def weights_of(ground: Ground) -> int:
     return c.num_hidden_layers * layer + (c.vocab_size + c.max_position_embeddings) * c.hidden_size
 
 
-def opening(planned: Planned, path: Path, jobs: int, threads: int) -> list[str]:
+def opening(planned: Planned, path: Path, place: str) -> list[str]:
     """What will be run: the values that vary, then what all runs share."""
     all_settings = [run.settings for run in planned.runs]
     names = varying(all_settings)
     shared = planned.runs[0].settings
-    each = f"{threads} thread{'s' * (threads > 1)}" + " each" * (jobs > 1)
-    lines = [f"{len(planned.runs)} run{'s' * (len(planned.runs) > 1)}, {jobs} at a time with {each}; {path}"]
+    lines = [f"{len(planned.runs)} run{'s' * (len(planned.runs) > 1)}, {place}; {path}"]
     for name in names:
         values = list(dict.fromkeys(shown(settings[name]) for settings in all_settings))
         lines.append(f"  {name}: {', '.join(values)}")
@@ -197,7 +195,7 @@ def foretell(planned: Planned, threads: int) -> float:
     torch.set_num_threads(threads)
     run = planned.runs[0]
     setup = prepare(TrainConfig(**run.settings), lambda line: None)
-    planned_steps = plan_of(setup.config, len(setup.data.train))
+    planned_steps = plan_of(setup)
     engine = engine_of(setup, planned_steps, lambda line: None)
     times = []
     with own_random_numbers(engine.machine.device):
@@ -214,105 +212,25 @@ def foretell(planned: Planned, threads: int) -> float:
     return 3 * mean * min(planned_steps.size, planned_steps.examples) / took
 
 
-class Worker:
-    """A worker process. What it is asked to do it does, or it dies, and the next one is started."""
-
-    def __init__(self, threads: int) -> None:
-        self.threads, self.process = threads, None
-
-    def run(self, order: dict[str, Any]) -> dict[str, Any]:
-        """What became of a run, see worker.take."""
-        if self.process is None:
-            count = str(self.threads)
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "minibert.lab.ablation.worker"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8",
-                env=os.environ | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count},
-            )  # fmt: skip
-        process = self.process  # `stop` may take it away
-        try:
-            process.stdin.write(json.dumps(order) + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if line.endswith("\n"):
-            return json.loads(line)
-        code, self.process = process.wait(), None
-        cause = f"signal {-code}" if code < 0 else f"exit code {code}"
-        hint = "; was there enough memory? try --jobs 1" if code == -9 else ""
-        return {"name": order["name"], "state": FAILED, "reason": f"its process ended with {cause}{hint}"}
-
-    def stop(self) -> None:
-        process = self.process
-        if process is not None:
-            process.kill()
-            process.wait()
-
-
-@dataclass
-class Work:
-    """The runs that wait, shared by the threads that each lead a worker."""
-
-    waiting: deque[Run]
-    elsewhere: deque[Run] = field(default_factory=deque)  # another process is at them
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    stopped: bool = False
-
-    def next(self) -> Run | None:
-        """The next run; waits for other processes where only theirs are left. None: nothing is left."""
-        while not self.stopped:
-            with self.lock:
-                if self.waiting:
-                    return self.waiting.popleft()
-                if not self.elsewhere:
-                    return None
-                self.waiting, self.elsewhere = self.elsewhere, self.waiting
-            time.sleep(POLL)
-        return None
-
-
 def run_all(
-    planned: Planned, path: Path, jobs: int, threads: int, keep_weights: bool, say: Say, stream: TextIO | None = None
+    planned: Planned, path: Path, launcher: Launcher, keep_weights: bool, say: Say, stream: TextIO | None = None
 ) -> list[Run]:
     """Bring every run to its end.
 
     Returns:
         The runs that failed.
     """
-    todo = [run for run in planned.runs if not is_done(run_folder(path, run.name))]
-    done = len(planned.runs) - len(todo)
-    work, events = Work(deque(todo)), SimpleQueue()
-    workers = [Worker(threads) for _ in range(jobs)]
-
-    def lead(worker: Worker) -> None:
-        while (run := work.next()) is not None:
-            order = {"grid": str(path), "name": run.name, "settings": run.settings, "keep_weights": keep_weights}
-            events.put((run, {"state": "begun"}))
-            reply = worker.run(order)
-            if reply["state"] == BUSY:
-                with work.lock:
-                    work.elsewhere.append(run)
-            events.put((run, reply))
-        events.put((None, {}))
-
-    leaders = [threading.Thread(target=lead, args=(worker,), daemon=True) for worker in workers]
+    todo = {run.name: run for run in planned.runs if not is_done(run_folder(path, run.name))}
     names = varying([run.settings for run in planned.runs])
-    display = Display(planned, path, done, todo, stream or sys.stderr)
+    display = Display(planned, path, len(planned.runs) - len(todo), list(todo.values()), stream or sys.stderr)
     failed: list[Run] = []
+    events = launcher.run(path, orders_of(list(todo.values()), path, keep_weights), say)
     try:
-        for leader in leaders:
-            leader.start()
-        leading = len(leaders)
-        while leading:
-            try:
-                run, reply = events.get(timeout=POLL)
-            except Empty:
+        for name, reply in events:
+            if name is None:
                 display.show()
                 continue
-            if run is None:
-                leading -= 1
-                continue
+            run = todo[name]
             display.note(run, reply["state"])
             if reply["state"] in (DONE, FAILED):
                 display.clear()
@@ -326,11 +244,15 @@ def run_all(
                     say(f"{head}  {label_of(run.settings, names):<{room}.{room}}  {outcome}")
             display.show()
     finally:
-        work.stopped = True
-        for worker in workers:
-            worker.stop()
+        events.close()
         display.clear()
     return failed
+
+
+def orders_of(runs: Sequence[Run], path: Path, keep_weights: bool) -> list[Order]:
+    return [
+        {"grid": str(path), "name": run.name, "settings": run.settings, "keep_weights": keep_weights} for run in runs
+    ]
 
 
 def outcome_line(path: Path) -> str:
@@ -349,15 +271,18 @@ class Display:
         self.total, self.path, self.done, self.stream = len(planned.runs), path, done, stream
         self.work, self.finished = sum(run.work for run in todo), 0.0
         self.running: dict[str, Run] = {}
+        self.pending: set[str] = set()
         self.failed: set[str] = set()
         self.live = stream.isatty()
         self.started = self.printed = time.monotonic()
 
     def note(self, run: Run, state: str) -> None:
-        if state == "begun":
-            self.running[run.name] = run
-            return
         self.running.pop(run.name, None)
+        self.pending.discard(run.name)
+        if state == RUNNING:
+            self.running[run.name] = run
+        if state == PENDING:
+            self.pending.add(run.name)
         if state in (DONE, FAILED):
             self.finished += run.work
         self.done += state == DONE
@@ -368,7 +293,10 @@ class Display:
         share = min(1.0, (self.finished + sum(map(self.part, self.running.values()))) / max(self.work, 1e-9))
         spent = time.monotonic() - self.started
         left = f"{duration(spent * (1 - share) / share)} left" if share > 0.01 else ""
-        return f"{self.done} of {self.total} done, {len(self.running)} running, {len(self.failed)} failed  {left}"
+        pending = f", {len(self.pending)} pending" if self.pending else ""
+        return (
+            f"{self.done} of {self.total} done, {len(self.running)} running{pending}, {len(self.failed)} failed  {left}"
+        )
 
     def part(self, run: Run) -> float:
         """The work that a running run has done, by its whole epochs."""
@@ -393,7 +321,8 @@ class Display:
 
 def ablate(
     grid: Grid, path: Path, *, jobs: int | None = None, scale: float = 1.0, own_examples: bool = True,
-    dry_run: bool = False, keep_weights: bool = False, command: str = "", say: Say = tell,
+    dry_run: bool = False, keep_weights: bool = False, command: str = "", launcher: Launcher | None = None,
+    say: Say = tell,
 ) -> list[Run]:  # fmt: skip
     """Run what is not done yet of a grid in `path`.
 
@@ -402,6 +331,7 @@ def ablate(
         scale: of epochs and examples.
         dry_run: only say what would be run, and how long it would take.
         keep_weights: of each run's best epoch; else they go once the run is scored.
+        launcher: where the runs are done; None: in `jobs` worker processes here.
 
     Returns:
         The runs that failed.
@@ -414,23 +344,28 @@ def ablate(
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs {jobs}: it must be at least 1")
     planned = plan(grid, path, scale, own_examples, command)
-    jobs, threads = jobs_for(planned, jobs)
-    for line in opening(planned, path, jobs, threads):
+    local = None if launcher else Local(*jobs_for(planned, jobs))
+    launcher = launcher or local
+    for line in opening(planned, path, launcher.place):
         say(line)
     if dry_run:
         names = varying([run.settings for run in planned.runs])
         for run in planned.runs:
             done = "  (done)" if is_done(run_folder(path, run.name)) else ""
             say(f"  {run.name:<32.32}  {label_of(run.settings, names)}{done}")
-        todo = [run.work for run in planned.runs if not is_done(run_folder(path, run.name))]
-        rate = foretell(planned, threads) * min(jobs, max(1, len(todo)))
-        say(f"about {duration(sum(todo) / rate)} for {len(todo)} runs, by a step of the first with {threads} thread(s)")
+        todo = [run for run in planned.runs if not is_done(run_folder(path, run.name))]
+        for line in launcher.preview(path, orders_of(todo, path, keep_weights)):
+            say(line)
+        if local:
+            rate = foretell(planned, local.threads) * min(local.jobs, max(1, len(todo)))
+            took = duration(sum(run.work for run in todo) / rate)
+            say(f"about {took} for {len(todo)} runs, by a step of the first with {local.threads} thread(s)")
         return []
     path.mkdir(parents=True, exist_ok=True)
     with locked(path / "locks" / "grid", wait=True):  # another ablate may be adding runs of its own
         planned = replace(planned, content=merged(read_grid(path), planned.content))
         write_json(path / "grid.json", planned.content)
-    return run_all(planned, path, jobs, threads, keep_weights, say)
+    return run_all(planned, path, launcher, keep_weights, say)
 
 
 def merged(there: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:

@@ -7,28 +7,25 @@ stand out from either, are told apart by the colour-blind (Okabe and Ito 2008), 
 
 from __future__ import annotations
 
-import io
-import re
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from minibert.lab import drawing
 from minibert.lab.ablation.findings import Found, label
 from minibert.lab.ablation.grid import shown
+from minibert.lab.drawing import FAINT, INK, entitle, figure_of, legend, styled, svg_of, whole
 from minibert.verdict import COLLAPSED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, FAINT, PAPER = "#1a1b1d", "#8b8d91", "#fefdfc"  # no other colour is any of these: `inline` replaces them
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c7300", "#7a6fd0", "#b04a4a")
 MARKS = "osD^vPX"
 DASHES = ("-", "--", "-.", ":")
 DEPTH = ("#2f7fd6", "#87777a", "#d9691c")  # from the input to the output
-WIDTH = 4.8  # inches
-TITLE, NAME = 44, 22  # letters that there is room for
+NAME = 22  # letters that there is room for
 MOST = 8  # blocks drawn; the tables and data/ have all
 
 
@@ -67,18 +64,7 @@ def blocks(found: Found) -> list[Block]:
 
 def pictures(found: Found) -> list[Picture]:
     """In the order of the report."""
-    import matplotlib
-
-    style = {
-        "svg.hashsalt": "minibert", "svg.fonttype": "none", "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8,
-        "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.unicode_minus": False,
-        "figure.facecolor": PAPER, "axes.facecolor": "none", "savefig.facecolor": PAPER,
-        "lines.linewidth": 1.4, "path.simplify": False, "axes.titlelocation": "left", "grid.color": FAINT,
-        "grid.alpha": 0.35,
-        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
-    }  # fmt: skip
-    with matplotlib.rc_context(matplotlib.rcParamsDefault):
-        matplotlib.rcParams.update(style)
+    with styled():
         return [*seeds(found), *curves(found), *heatmaps(found), *epochs(found), *examples(found), *parts(found)]
 
 
@@ -292,41 +278,12 @@ def parts(found: Found) -> Iterator[Picture]:
 # Shared
 
 
-def figure_of(
-    lines: Sequence[int], line: float, around: float, legend: int = 0, sharex: bool = False
-) -> tuple[Figure, list[Axes]]:
-    """Panels below each other, as high as their lines."""
-    from matplotlib.figure import Figure
-
-    heights = [max(1.4, count + 0.6) * line for count in lines]
-    height = sum(heights) + around * len(lines) + 0.2 * ((legend + 2) // 3) + 0.1
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.subplots(len(lines), 1, squeeze=False, height_ratios=heights, sharex=sharex)
-    return figure, list(axes[:, 0])
-
-
-def entitle(axis: Axes, text: str) -> None:
-    """In as many lines as it takes: a condition can be long."""
-    axis.set_title(textwrap.fill(text, TITLE))
-
-
 def rows_of(axis: Axes, names: Sequence[str]) -> None:
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="x")
     axis.locator_params(axis="x", nbins=6)
-
-
-def legend(figure: Figure, axis: Axes, columns: int = 3) -> None:
-    handles, names = axis.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower left", ncols=min(columns, max(1, len(names))), handlelength=2.4)
-
-
-def whole(axis: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def logarithmic(axis: Axes, ticks: Sequence[float]) -> None:
@@ -379,25 +336,5 @@ def matches(found: Found, rows: Sequence[tuple[str, str, Found]], log: bool, tit
     return figure
 
 
-def svg_of(figure: Figure) -> str:
-    """Without a date, a version, or an address that a reader could be sent to."""
-    with io.StringIO() as file:
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-        text = file.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
-
-
 def inline(picture: Picture) -> str:
-    """The SVG as part of a page: as wide as its place, in the page's own ink and paper, with names that are its own."""
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", picture.svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', rf'\1 role="img" aria-labelledby="{picture.name}-title"', svg, count=1)
-    svg = re.sub(r'\bid="', f'id="{picture.name}-', svg).replace("url(#", f"url(#{picture.name}-")
-    svg = svg.replace('href="#', f'href="#{picture.name}-')
-    svg = svg.replace(INK, "currentColor").replace(PAPER, "none")
-    return svg.replace(">", f'>\n <title id="{picture.name}-title">{escaped(picture.title)}</title>', 1)
-
-
-def escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return drawing.inline(picture.svg, picture.name, picture.title)

@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from minibert.config import TrainConfig
 from minibert.errors import InputError
 from minibert.lab.ablation import statistics
 from minibert.lab.ablation.claims import claims
 from minibert.lab.ablation.grid import shown
 from minibert.lab.ablation.results import FAILED, SPLITS, STATES, Grid, Run
+from minibert.lines import visible
 from minibert.seeds import Seeds
 from minibert.verdict import COLLAPSED
 
@@ -50,8 +52,11 @@ def find(grid: Grid, baseline: str | None = None) -> Found:
     names = list(dict.fromkeys(key for run in grid.runs for key in run.settings if key not in ("init", "seed", "out")))
     values = {name: list(dict.fromkeys(setting(run, name) for run in grid.runs)) for name in names}
     varied = [name for name in names if len(values[name]) > 1]
-    # What the head reads follows from the start where it was left to it (random:deep takes the mean).
-    if "pool" in varied and len({(run.start, setting(run, "pool")) for run in grid.runs}) == len(starts):
+    # What the head reads follows from start and head where it was left to them (random:deep takes the mean).
+    kinds = {(run.start, setting(run, "head")) for run in grid.runs}
+    if "pool" in varied and len({(run.start, setting(run, "head"), setting(run, "pool")) for run in grid.runs}) == len(
+        kinds
+    ):
         varied.remove("pool")
     cells = arranged(grid.runs, lambda run: tuple((name, setting(run, name)) for name in varied))
     setups = arranged(grid.runs, lambda run: tuple((name, setting(run, name)) for name in varied if name not in TUNED))
@@ -100,14 +105,23 @@ def find(grid: Grid, baseline: str | None = None) -> Found:
         found["claims"] = claims([run for run in grid.runs if run.finished])
     found["answer"], found["notes"] = answer(found)
     found["limits"] = limits(found, grid)
-    return found
+    return printable(found)
+
+
+def printable(value: Any) -> Any:
+    """A copy whose texts can be seen whole: names come from data, and reach terminals, pages and pictures from here."""
+    if isinstance(value, dict):
+        return {printable(key): printable(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(printable, value))
+    return visible(value) if isinstance(value, str) else value
 
 
 # How runs are sorted
 
 
 def setting(run: Run, name: str) -> Any:
-    return run.settings.get(name, "all" if name == "examples" else None)
+    return run.settings.get(name, getattr(TrainConfig, name, None))  # a setting that is newer than the run
 
 
 def arranged(runs: Iterable[Run], key: Callable[[Run], Condition]) -> Cells:
@@ -461,7 +475,8 @@ def of_interval(interval: Sequence[float | None], form: Callable[[float], str]) 
 
 
 def answer(found: Found) -> tuple[str, list[str]]:
-    """One or two sentences for the comparison with most pairs, and what a reader must know beside them.
+    """One or two sentences for the comparison with most pairs, of these with most training examples, and what a reader
+    must know beside them.
 
     Of the starts, pretrained, which the question is about, else the first; at the best rates where several were tried.
     """
@@ -482,11 +497,17 @@ def answer(found: Found) -> tuple[str, list[str]]:
     if not rows:
         return f"{baseline} and another start have no finished runs to compare: there is no answer yet.", notes
     main = "pretrained" if any(row["start"] == "pretrained" for row in rows) else rows[0]["start"]
-    row = max((row for row in rows if row["start"] == main), key=lambda row: row["n"])
+    row = max((row for row in rows if row["start"] == main), key=lambda row: (row["n"], asked_examples(row)))
     sentences = [headline(found, row), *units(found, row)]
     if all(run["verdict"] in (None, COLLAPSED) for run in found["runs"]):
         sentences.append("Every run collapsed to one answer, so this says nothing of the starts.")
     return " ".join(sentences), notes
+
+
+def asked_examples(row: Found) -> float:
+    """What --examples asked for; all, also where it does not vary, is more than any number."""
+    asked = row["condition"].get("examples", "all")
+    return math.inf if asked == "all" else int(asked)
 
 
 def where(found: Found, row: Found) -> str:

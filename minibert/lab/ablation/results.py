@@ -7,7 +7,6 @@ DIR/runs/NAME/   a run's folder, with outcome.json and predictions.csv once it i
 from __future__ import annotations
 
 import csv
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minibert.errors import InputError
-from minibert.files import read_json
-from minibert.lab.ablation.grid import FORMAT
+from minibert.files import parse_json, read_json
+from minibert.lab.ablation.grid import FORMAT, check_content
 
 FINISHED, UNFINISHED, FAILED, MISSING, BROKEN = STATES = ("finished", "unfinished", "failed", "missing", "broken")
 SPLITS = ("val", "test")
@@ -125,8 +124,9 @@ def read_grid(path: Path | str) -> Grid:
         raise InputError(f"{file} has format {content.get('format')!r}, this minibert reads {FORMAT}")
     if not content["runs"]:
         raise InputError(f"{file} asks for no run; start python -m minibert ablate with --out {path}")
+    check_content(file, content)
     for name, settings in content["runs"].items():
-        if not isinstance(settings, dict) or not all(isinstance(settings.get(key), str) for key in ("init", "seed")):
+        if not all(isinstance(settings.get(key), str) for key in ("init", "seed")):
             raise InputError(f"{file}: run {name} has no settings with 'init' and 'seed'")
     return Grid(
         path=path,
@@ -171,7 +171,7 @@ def read_finished(path: Path, name: str, settings: dict[str, Any]) -> Run:
     if not isinstance(config["ended"]["verdict"], str):
         raise ValueError("config.json: 'verdict' is no name")
     number(config["ended"], "seconds")
-    history = tuple(json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    history = tuple(parse_json(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     if [row["epoch"] for row in history] != list(range(1, len(history) + 1)) or not history:
         raise ValueError("metrics.jsonl: its epochs are not 1, 2, 3, ...")
     for row in history:

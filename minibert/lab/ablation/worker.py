@@ -58,6 +58,16 @@ def take(grid: Path, name: str, settings: dict[str, Any], keep_weights: bool) ->
         return {"state": DONE}
 
 
+def perform(order: dict[str, Any]) -> dict[str, Any]:
+    """`take` what is asked for; what this process prints from now on goes to the run's log."""
+    log = Path(order["grid"]) / "logs" / f"{order['name']}.txt"
+    log.parent.mkdir(exist_ok=True)
+    with open(log, "a", encoding="utf-8") as file:
+        for stream in (1, 2):  # also what torch's own code prints
+            os.dup2(file.fileno(), stream)
+    return take(Path(order["grid"]), order["name"], order["settings"], order["keep_weights"])
+
+
 def finish(path: Path, config: TrainConfig, broken: Path, keep_weights: bool) -> None:
     """Train a run, or go on with it, and score it. What cannot be gone on with is put into `broken`."""
     from minibert.training import folder
@@ -80,7 +90,7 @@ def finish(path: Path, config: TrainConfig, broken: Path, keep_weights: bool) ->
     else:
         shutil.rmtree(path, ignore_errors=True)  # killed before it had begun
     if not ended:
-        _ = resume(path) if path.exists() else train(config)
+        _ = resume(path, force=True) if path.exists() else train(config)
     reports, predictions = evaluate_run(path)
     write_predictions(path / "predictions.csv", predictions)
     write_json(path / "outcome.json", reports)
@@ -110,12 +120,7 @@ def main() -> None:
     threading.Thread(target=listen, daemon=True).start()
     while True:
         order = json.loads(orders.get())
-        log = Path(order["grid"]) / "logs" / f"{order['name']}.txt"
-        log.parent.mkdir(exist_ok=True)
-        with open(log, "a", encoding="utf-8") as file:
-            for stream in (1, 2):  # also what torch's own code prints
-                os.dup2(file.fileno(), stream)
-            reply = take(Path(order["grid"]), order["name"], order["settings"], order["keep_weights"])
+        reply = perform(order)
         replies.write(json.dumps(reply | {"name": order["name"]}) + "\n")
         replies.flush()
 
