@@ -186,7 +186,7 @@ def test_layer(mine, w, texts, tiny_classifier):
     same(padded[1:2, :4], alone, "a padded text with a mask (does it reach attention?)", None, 1e-4)
 
 
-def test_bert(mine, w, published, texts, tiny_classifier):
+def test_whole_bert(mine, w, published, texts, tiny_classifier):
     ids, types, mask = texts
     with torch.no_grad():
         sequence, pooled = tiny_classifier.bert(ids, mask, types)
