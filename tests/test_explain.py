@@ -84,6 +84,12 @@ def test_a_window_has_a_number_for_each_channel_and_step(runs, kind):
     lines = in_terminal(found)
     assert sum("heart" in line for line in lines) == 2  # its numbers, its sum
     assert all(columns(line) <= 80 for line in lines)
+    words, scaled = (
+        found.words,
+        [int(n) for line in lines if line.startswith("  ") for n in re.findall(r" (-?\d+)(?= |$)", line)],
+    )
+    most = max(abs(word.value) for word in words)
+    assert sorted(scaled) == sorted([*range(1, steps + 1), *(round(99 * word.value / most) for word in words)])
 
 
 def explanation(*values, word="word", **more):
