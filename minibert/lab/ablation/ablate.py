@@ -24,7 +24,7 @@ import torch
 from minibert.config import TrainConfig
 from minibert.errors import InputError, Say
 from minibert.files import locked, read_json, write_json
-from minibert.lab.ablation.grid import FORMAT, Grid, label_of, name_of, settings_of, shown, varying
+from minibert.lab.ablation.grid import FORMAT, Grid, check_content, label_of, name_of, settings_of, shown, varying
 from minibert.lab.ablation.launcher import PENDING, RUNNING, Launcher, Order
 from minibert.lab.ablation.local import Local
 from minibert.lab.ablation.worker import DONE, FAILED, is_done, run_folder
@@ -137,6 +137,7 @@ def read_grid(path: Path) -> dict[str, Any]:
     content = read_json(path / "grid.json")
     if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("runs"), dict):
         raise InputError(f"{path / 'grid.json'} is no grid of this version; choose another --out")
+    check_content(path / "grid.json", content)
     return content
 
 

@@ -24,6 +24,7 @@ from minibert.lab.ablation import statistics
 from minibert.lab.ablation.claims import claims
 from minibert.lab.ablation.grid import shown
 from minibert.lab.ablation.results import FAILED, SPLITS, STATES, Grid, Run
+from minibert.lines import visible
 from minibert.seeds import Seeds
 from minibert.verdict import COLLAPSED
 
@@ -104,7 +105,16 @@ def find(grid: Grid, baseline: str | None = None) -> Found:
         found["claims"] = claims([run for run in grid.runs if run.finished])
     found["answer"], found["notes"] = answer(found)
     found["limits"] = limits(found, grid)
-    return found
+    return printable(found)
+
+
+def printable(value: Any) -> Any:
+    """A copy whose texts can be seen whole: names come from data, and reach terminals, pages and pictures from here."""
+    if isinstance(value, dict):
+        return {printable(key): printable(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(printable, value))
+    return visible(value) if isinstance(value, str) else value
 
 
 # How runs are sorted

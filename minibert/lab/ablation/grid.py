@@ -99,7 +99,7 @@ def read_grid_file(path: Path) -> Grid:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"there is no grid file {path}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}") from None
     known = {
         "title": str, "question": str, "baseline": str, "seeds": int, "claims": bool, "settings": dict, "product": list,
@@ -187,3 +187,22 @@ def label_of(settings: Mapping[str, Any], names: Sequence[str]) -> str:
 
 def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def check_content(file: Path, content: dict[str, Any]) -> None:
+    """
+    Raises:
+        InputError: the content of a grid.json with parts of another kind than `ablate` writes, or a run whose name would
+            lead out of the grid's folder.
+    """
+    kinds = {"title": str, "question": str, "baseline": str, "settled": dict, "data": dict, "commands": list}
+    bad = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind | None)]
+    bad += [] if all(isinstance(command, str) for command in content.get("commands") or ()) else ["commands"]
+    if bad:
+        raise InputError(f"{file}: {bad[0]!r} is not what python -m minibert ablate writes there")
+    for name, settings in content["runs"].items():
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise InputError(f"{file}: a run is called {name!r}; names are letters, digits, - and .")
+        values = settings.values() if isinstance(settings, dict) else [[]]
+        if not all(isinstance(value, str | int | float | None) for value in values):
+            raise InputError(f"{file}: run {name} has settings that are no settings")

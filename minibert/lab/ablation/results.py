@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from minibert.errors import InputError
 from minibert.files import parse_json, read_json
-from minibert.lab.ablation.grid import FORMAT
+from minibert.lab.ablation.grid import FORMAT, check_content
 
 FINISHED, UNFINISHED, FAILED, MISSING, BROKEN = STATES = ("finished", "unfinished", "failed", "missing", "broken")
 SPLITS = ("val", "test")
@@ -124,8 +124,9 @@ def read_grid(path: Path | str) -> Grid:
         raise InputError(f"{file} has format {content.get('format')!r}, this minibert reads {FORMAT}")
     if not content["runs"]:
         raise InputError(f"{file} asks for no run; start python -m minibert ablate with --out {path}")
+    check_content(file, content)
     for name, settings in content["runs"].items():
-        if not isinstance(settings, dict) or not all(isinstance(settings.get(key), str) for key in ("init", "seed")):
+        if not all(isinstance(settings.get(key), str) for key in ("init", "seed")):
             raise InputError(f"{file}: run {name} has no settings with 'init' and 'seed'")
     return Grid(
         path=path,
