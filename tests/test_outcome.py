@@ -67,7 +67,13 @@ def test_changed_data_are_refused(finished, tmp_path):
 def test_no_model_yet_and_no_run(finished, tmp_path):
     moved = shutil.copytree(finished, tmp_path / "moved")
     (moved / "model" / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="no model yet"):
+    with pytest.raises(InputError, match="the best epoch, is gone, and nothing else holds it"):
+        evaluate_run(moved)
+    content = json.loads((moved / "config.json").read_text())
+    del content["ended"]
+    (moved / "config.json").write_text(json.dumps(content))
+    (moved / "metrics.jsonl").unlink()
+    with pytest.raises(InputError, match="no model yet; its first epoch has not ended"):
         evaluate_run(moved)
     with pytest.raises(InputError, match="no such folder"):
         evaluate_run(tmp_path / "nowhere")

@@ -5,7 +5,7 @@ It is trained on the very training examples of the run and scored on the same va
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def check_kind(kind: str) -> None:
         raise InputError("--baseline needs scikit-learn: pip install -e '.[sklearn]'") from None
 
 
-def baseline(path: Path, kind: str, predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def baseline(path: Path, kind: str, predictions: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Train one and score it beside a run.
 
     Args:
@@ -57,6 +57,7 @@ def baseline(path: Path, kind: str, predictions: Sequence[dict[str, Any]]) -> di
         InputError: as check_kind; the run's data are not there; there is no word in the texts.
     """
     check_kind(kind)
+    predictions = list(predictions)
     config, _ = read_run(path)
     table = read_table(config)
     parts = chosen_rows(config, table)
