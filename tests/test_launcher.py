@@ -178,10 +178,10 @@ def test_cancel_takes_the_jobs_that_are_there(tmp_path, capsys):
     queue.known = {"1": PENDING, "2": RUNNING, "3": "completed", "9": RUNNING}
     queue.cancel(tmp_path)
     assert queue.killed == ["1", "2"]
-    assert "2 jobs cancelled" in capsys.readouterr().out
+    assert "2 jobs cancelled" in " ".join(capsys.readouterr().out.split())
     queue.known = {}
     queue.cancel(tmp_path)
-    assert "0 jobs cancelled" in capsys.readouterr().out
+    assert "0 jobs cancelled" in " ".join(capsys.readouterr().out.split())
 
 
 # Slurm

@@ -106,7 +106,7 @@ def compare(folder, configs):
             tensors = engines[-1].state_dict()
             seen["hashes"].append(hashlib.sha256(b"".join(t.numpy().tobytes() for t in tensors.values())).hexdigest())
         seen["reports"], rows = evaluate_run(path)
-        seen["rows"] = len(rows)
+        seen["rows"] = len(list(rows))
         checks(processes, configs[0])
     loop.engine_of, network.PORTION, network.Packed.__call__ = real, portion, network_call
     (folder / f"{processes.rank}.json").write_text(json.dumps(seen))

@@ -192,7 +192,7 @@ def shown(value: Any) -> str:
 def check_content(file: Path, content: dict[str, Any]) -> None:
     """
     Raises:
-        InputError: the content of a grid.json with parts of another kind than `ablate` writes, or a run whose name would
+        InputError: a grid.json whose parts are of another kind than `ablate` writes, or a run whose name would
             lead out of the grid's folder.
     """
     kinds = {"title": str, "question": str, "baseline": str, "settled": dict, "data": dict, "commands": list}
