@@ -1,4 +1,4 @@
-"""Hostile files: whatever their bytes are, each is read or refused in one InputError. See docs/reliability-files.md.
+"""Hostile files: whatever their bytes are, each is read or refused in one InputError. See docs/reliability.md.
 
 A short search each time, with all that was found once (tests/fuzz/corpus.txt); `pytest -m fuzz -n0` searches long,
 and tests/fuzz/guided.py by coverage.
