@@ -215,15 +215,15 @@ def bar_of(value: float, most: float, plain: bool) -> str:
 
 
 def window_lines(explanation: Explanation, most: float, paint: Callable[[str, float], str]) -> list[str]:
-    """A row a channel, a number a step, in hundredths of the largest; so many steps a line as there is room for."""
+    """A row a channel, a number a step; so many steps a line as there is room for."""
     rows, names, room = explanation.grid(), explanation.channels or [], 16
-    lines = ["in hundredths of the largest"]
+    lines = ["scaled so that the largest is 99"]
     for start in range(0, len(rows[0]), room):
         steps = range(start, min(start + room, len(rows[0])))
         lines.append(f"  {'step':<9}" + "".join(f"{step + 1:>4}" for step in steps))
         for name, row in zip(names, rows):
             numbers = (
-                "   -" if word is None else paint(f"{round(100 * word.value / most) if most else 0:>4}", word.value)
+                "   -" if word is None else paint(f"{round(99 * word.value / most) if most else 0:>4}", word.value)
                 for word in row[start : start + room]
             )
             lines.append(f"  {cell(name, 9)}{''.join(numbers)}")

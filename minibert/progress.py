@@ -35,7 +35,7 @@ class Progress:
     def __init__(self, total: int, done: int = 0, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
         self.total, self.done, self.skipped = total, done, done
-        self.replace = None if hidden.get() else notebook_line(self.stream)
+        self.replace = notebook_line(self.stream)
         self.live = (self.stream.isatty() or self.replace is not None) and not hidden.get()
         self.started = self.printed = time.monotonic()
         self.interval = math.inf if hidden.get() else 0.2 if self.live else 30.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer as Backend
@@ -171,7 +171,8 @@ def check_parts(path: Path) -> None:
         while waiting:
             one = waiting.pop()
             if isinstance(one, dict) and one.get("type") == "Sequence":
-                inner = next((one[name] for name in ("normalizers", "pretokenizers", "processors") if name in one), [])
+                names = ("normalizers", "pretokenizers", "processors")
+                inner: Any = next((one[name] for name in names if name in one), [])
                 waiting += inner if isinstance(inner, list) else [inner]
             elif one is not None and (not isinstance(one, dict) or one.get("type", known[0]) not in list(known)):
                 name = one.get("type") if isinstance(one, dict) else one

@@ -174,6 +174,7 @@ def test_a_failed_run_is_said_at_once_and_the_rest_go_on_and_it_is_done_again(ti
     log = path / "logs"
     blocked = path / "runs" / plan.runs[0].name
     (blocked / "config.json").mkdir(parents=True)
+    (path / "broken").write_text("")  # nor can it be put aside
     (path / "grid.json").write_text(json.dumps(plan.content))
     failed, lines = run(grid_of(tiny), path)
     assert [r.name for r in failed] == [plan.runs[0].name]

@@ -324,3 +324,53 @@ def test_bad_config_json(folder, text):
     (folder / "config.json").write_text(text)
     with pytest.raises(InputError, match=r"config\.json"):
         load_encoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"hidden_size": 2**24}, "asks for .* weights; 2,147,483,648 are the most"),
+        ({"num_hidden_layers": 10**7}, "asks for 10,000,000 layers; 1,024 are the most"),
+        ({"num_labels": 10**9}, "asks for 1,000,000,000 classes; 4,096 are the most"),
+        ({"intermediate_size": 10**30}, "are the most"),
+        ({"vocab_size": 10**6}, "not a whole safetensors file: it has .* bytes for the 24,"),
+        ({"vocab_size": True}, "vocab_size is True"),
+        ({"vocab_size": -5}, "vocab_size is -5"),
+        ({"hidden_size": 24.0}, "hidden_size is 24.0"),
+        ({"layer_norm_eps": "1e-12"}, "layer_norm_eps is '1e-12'; it must be a number above 0"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps is nan"),
+        ({"hidden_dropout_prob": None}, "hidden_dropout_prob is None"),
+        ({"hidden_dropout_prob": True}, "hidden_dropout_prob is True"),
+        ({"residual_scale": float("inf")}, "residual_scale is inf"),
+        ({"pad_token_id": 169}, "pad_token_id is 169; it must be a word, 0 to 168"),
+        ({"pad_token_id": -1}, "pad_token_id is -1"),
+        ({"hidden_act": ["gelu"]}, "hidden_act is"),
+        ({"id2label": 7}, "config.json"),
+        ({"norm_first": "no"}, "norm_first is 'no'"),
+    ],
+)  # fmt: skip
+def test_a_config_that_no_network_has(folder, change, said):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(InputError, match=said):
+        load_encoder(folder)
+
+
+def test_no_padding_word_is_the_first(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": None}))
+    assert load_encoder(folder).config == replace(TINY, num_labels=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_numbers_that_are_no_weights(folder, dtype):
+    rewrite(folder, lambda t: t | {"pooler.dense.bias": t["pooler.dense.bias"].to(dtype)})
+    with pytest.raises(InputError, match=r"pooler\.dense\.bias is .*; weights are F32, F16, BF16, F64"):
+        load_encoder(folder)
+
+
+@pytest.mark.parametrize("other", ["bert.pooler.dense.bias", "embeddings.LayerNorm.gamma"])
+def test_two_names_of_one_tensor(folder, other):
+    rewrite(folder, lambda t: t | {other: torch.zeros(24)})
+    with pytest.raises(InputError, match=f"{other}.*one tensor|one tensor.*"):
+        load_encoder(folder)

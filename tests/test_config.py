@@ -4,6 +4,8 @@ import argparse
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, asdict, fields, replace
+from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
@@ -210,17 +212,38 @@ def test_a_bad_seed_is_refused_with_the_settings():
 def test_wrong_types_are_refused_at_once_and_shown_as_they_are(name):
     kind = next(entry.type for entry in fields(TrainConfig) if entry.name == name)
     wrong = {
-        "int": [2.0, True, "2", None, float("nan")],
-        "float": [True, "1e-5", None, [0.1], 10**400, float("nan"), float("inf"), -float("inf")],
-        "bool": [1, 0.0, "on", None],
-        "str": [1, 0.5, True, None, b"0", ["0"]],
-        "str | None": [1, True, b"acc"],
+        "int": [2.0, True, "2", None, float("nan"), float("inf"), Path("2"), Decimal(2), 2j],
+        "float": [Path("1"), Decimal(1), True, "1e-5", None, [0.1], 10**400, float("nan"), float("inf"), -float("inf")],
+        "bool": [Path("on"), 1, 0.0, "on", None],
+        "str": [Path("a"), 1, 0.5, True, None, b"0", ["0"]],
+        "str | None": [Path("a"), 1, True, b"acc"],
     }[kind]
     for value in wrong:
         with pytest.raises(InputError) as caught:
             TrainConfig(**{name: value})
         assert str(caught.value).startswith(f"{flag(name)} {value!r}: it must be ")
         assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in fields(TrainConfig) if "str" in entry.type])
+def test_text_that_no_file_can_hold_is_refused_before_there_is_a_folder(name):
+    """A path of other bytes than UTF-8's comes as halves of letters, and config.json could not be written."""
+    for value in ("a\0b", "caf\udce9"):
+        with pytest.raises(InputError, match=f"^{flag(name)} "):
+            TrainConfig(**{name: value})
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in fields(TrainConfig) if entry.type == "int"])
+def test_numbers_that_cannot_be_meant(name):
+    for value in (10**16, 2**63, 10**400):
+        with pytest.raises(InputError, match=f"{flag(name)} 1?.*at most"):
+            TrainConfig(**{name: value})
+
+
+@pytest.mark.parametrize("settings", [{"examples": "9" * 5000}, {"on_nonfinite": "skip:" + "9" * 5000}])
+def test_digits_that_python_does_not_read(settings):
+    with pytest.raises(InputError):
+        TrainConfig(**settings)
 
 
 def test_whole_numbers_will_do_where_any_number_does():

@@ -1,17 +1,24 @@
 """minibert/data: from --data to tokenized, split examples, and the cache of the tokenization."""
 
 import hashlib
+import json
 import os
+import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TINY
 from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
+from minibert.checkpoint import save_pretrained
 from minibert.config import TrainConfig
 from minibert.data import cache_folder, check_vocabulary, load_dataset, read_table, tokenize
 from minibert.errors import InputError
+from minibert.model import Bert
 from minibert.setup import settle
 from minibert.tokenizer import Tokenizer
 
@@ -367,6 +374,42 @@ def test_tokenizer_and_embedding_must_belong_together(tokenizer):
             InputError, match=f"some-bert: the tokenizer has {size} words, the word embedding {rows} rows"
         ):
             check_vocabulary(tokenizer, rows, "some-bert")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"post_processor": None}, r"does not put \[CLS\], \[SEP\]"),
+        ({"word": 10**6}, "has a word 1000000; the word embedding has 169 rows"),
+    ],
+)
+def test_a_tokenizer_that_gives_what_no_network_takes(tokenizer, tmp_path, change, said):
+    content = json.loads(tokenizer.to_json())
+    if "word" in change:
+        content["model"]["vocab"]["z"] = change["word"]
+    else:
+        content |= change
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=said):
+        check_vocabulary(Tokenizer.load(tmp_path), tokenizer.vocab_size, "some-bert")
+
+
+def test_a_cache_that_holds_something_else_is_made_anew(small, tokenizer, cache):
+    whole = load_dataset(TrainConfig(data=str(small)), tokenizer)
+    (file,) = cache.glob("*.safetensors")
+    for content in ({"ids": np.zeros(3, np.int32)}, {}):
+        save_file(content, file)
+        assert same(load_dataset(TrainConfig(data=str(small)), tokenizer).train.ids, whole.train.ids)
+
+
+def test_second_texts_need_a_second_token_type(tiny, tmp_path):
+    model = Bert(replace(TINY, type_vocab_size=1))
+    save_pretrained(model, tmp_path / "one")
+    shutil.copy(tiny / "vocab.txt", tmp_path / "one")
+    path = tmp_path / "pairs.csv"
+    path.write_text("text,text_b,label\n" + "".join(f"{i},{i},{'xy'[i % 2]}\n" for i in range(20)))
+    with pytest.raises(InputError, match=r"has one token type; second texts \(text_b\) need"):
+        settle(TrainConfig(data=str(path), model=str(tmp_path / "one")), str)
 
 
 def test_classes_are_not_lost_between_table_and_splits(small, tokenizer):

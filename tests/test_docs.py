@@ -27,8 +27,8 @@ def commands():
     """(page, words of a command of ours) from the shell blocks."""
     for name, text in TEXTS.items():
         for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
-            for line in block.splitlines():
-                for part in shlex.split(line, comments=True) and re.split(r"&&", line):
+            for line in block.replace("\\\n", " ").splitlines():
+                for part in shlex.split(line, comments=True) and re.split(r"&&|[|>]", line):
                     words = shlex.split(part, comments=True)
                     if words[:1] == ["torchrun"]:
                         words = ["python", *dropwhile(lambda word: not word.endswith(".py"), words)]

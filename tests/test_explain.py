@@ -12,7 +12,7 @@ from minibert import Classifier, Data, TrainConfig, train
 from minibert.__main__ import main
 from minibert.attribution import attention_weights
 from minibert.errors import InputError
-from minibert.explain import Explanation, Word, bar_of, explain, html_of, in_terminal
+from minibert.explain import Explanation, Word, bar_of, explain, html_of, in_terminal, shaded
 from minibert.lab import pictures
 from minibert.lines import columns
 
@@ -84,6 +84,12 @@ def test_a_window_has_a_number_for_each_channel_and_step(runs, kind):
     lines = in_terminal(found)
     assert sum("heart" in line for line in lines) == 2  # its numbers, its sum
     assert all(columns(line) <= 80 for line in lines)
+    words, scaled = (
+        found.words,
+        [int(n) for line in lines if line.startswith("  ") for n in re.findall(r" (-?\d+)(?= |$)", line)],
+    )
+    most = max(abs(word.value) for word in words)
+    assert sorted(scaled) == sorted([*range(1, steps + 1), *(round(99 * word.value / most) for word in words)])
 
 
 def explanation(*values, word="word", **more):
@@ -146,6 +152,13 @@ def test_a_page_is_one_file_with_every_letter_of_the_text_and_nothing_that_it_sa
     assert links == [("link", "data:,")]
     assert "url(" not in out.read_text()
     assert "default-src 'none'" in out.read_text()
+
+
+def test_words_and_what_stands_between_and_behind_them_are_escaped():
+    text = "<b> <i> <u> <s>"
+    shown = shaded(text, [Word("<b>", 1.0, 0, 0, 3), Word("<u>", -0.5, 0, 8, 11)], 1.0)
+    assert not re.search("<[bius]>", shown)
+    assert [shown.count(f"&lt;{letter}&gt;") for letter in "bius"] == [1, 1, 1, 1]
 
 
 def test_in_a_notebook_it_is_a_part_of_a_page(runs):

@@ -309,8 +309,12 @@ def test_what_the_head_reads_is_no_condition_where_it_follows_from_the_start(tmp
     assert found["varied"] == ["pool"]
     heads = [({"init": init, "pool": pool, "head": head}, {}) for init in pools
              for head, pool in (("linear", pools[init]), ("attention", "tokens"))]  # fmt: skip
-    found = found_of(tmp_path / "c", [*heads, *made])  # those of an older version have no "head"
-    assert found["varied"] == ["head"]
+    assert found_of(tmp_path / "c", heads)["varied"] == ["head"]
+
+
+def test_a_setting_newer_than_a_run_had_its_default(tmp_path):
+    older, newer = ({"seed": "0"}, {}), ({"seed": "1", "head": "linear", "freeze": "none"}, {})
+    assert found_of(tmp_path, [older, newer])["varied"] == []
 
 
 def test_parts_over_time(tmp_path):

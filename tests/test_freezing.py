@@ -205,6 +205,11 @@ def test_held_and_let_go_is_frozen_and_then_all(machine):
     held.hold(True)
     take(held, 3)
     take(frozen, 3)
+    assert {name for group in held.state.optimizer.groups for name, leaf in zip(group.names, group.leaves)
+            if leaf.grad is not None} == {"head.linear.weight", "head.linear.bias"}  # fmt: skip
+    with machine.autocast():
+        _, read = held.network(held.network.batch(held.splits[0], range(2)))
+    assert not read.requires_grad  # nothing is kept for one
     for (name, a), b in zip(held.model().state_dict().items(), frozen.model().state_dict().values()):
         assert torch.equal(a, b), name
     held.hold(False)

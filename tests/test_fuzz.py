@@ -1,6 +1,6 @@
 """Hostile files: whatever their bytes are, each is read or refused in one InputError. See docs/reliability-files.md.
 
-A short search each time, among it all that was found once (tests/fuzz/corpus.txt); `pytest -m fuzz -n0` searches long,
+A short search each time, with all that was found once (tests/fuzz/corpus.txt); `pytest -m fuzz -n0` searches long,
 and tests/fuzz/guided.py by coverage.
 """
 

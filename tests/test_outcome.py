@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from minibert import Classifier
 from minibert.config import TrainConfig
 from minibert.errors import InputError
 from minibert.training.loop import train
@@ -78,3 +79,45 @@ def test_no_model_yet_and_no_run(finished, tmp_path):
         evaluate_run(tmp_path / "nowhere")
     with pytest.raises(InputError, match="not a run's folder"):
         evaluate_run(moved / "model")
+
+
+def change(path, name, part):
+    """A copy of PATH/config.json with a part put in; None: left out."""
+    content = json.loads((path / "config.json").read_text())
+    place = content
+    *way, last = name.split(".")
+    for step in way:
+        place = place[step]
+    place.pop(last, None)
+    if part is not None:
+        place[last] = part
+    (path / "config.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "said"),
+    [
+        ("dataset", None, "no 'dataset' with 'sha256'"), ("dataset", [], "no 'dataset' with 'sha256'"),
+        ("checkpoint", None, "no 'checkpoint' with 'sha256'"), ("precision", None, "no 'precision'"),
+        ("precision", "fp7", "no 'precision' of fp32, bf16, fp16"),
+        ("settings.lr", "fast", "config.json: --lr 'fast': it must be"),
+        ("settings.data", 7, "config.json: --data 7: it must be a string"), ("settings.more", 1, "another version"),
+        ("checkpoint.files", [1], "'checkpoint' is not what a run writes"), ("versions", [], "'versions' is not"),
+        ("dataset.labels", ["a", 1], "'dataset' is not"), ("head", ["x"], "'head' is not"),
+        ("dataset.labels", ["a"], "config.json has 1 labels, model/config.json 2"),
+    ],
+)  # fmt: skip
+def test_a_config_with_nonsense_in_it(finished, tmp_path, name, part, said):
+    moved = shutil.copytree(finished, tmp_path / "moved")
+    change(moved, name, part)
+    for read in (evaluate_run, Classifier.load):
+        with pytest.raises(InputError, match=said):
+            read(moved)
+
+
+@pytest.mark.parametrize(("name", "part"), [("dataset.labels", None), ("dataset.pairs", None), ("dataset.encoding", 7)])
+def test_a_config_that_does_not_say_how_inputs_are_read(finished, tmp_path, name, part):
+    moved = shutil.copytree(finished, tmp_path / "moved")
+    change(moved, name, part)
+    with pytest.raises(InputError):
+        Classifier.load(moved)

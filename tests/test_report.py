@@ -14,6 +14,7 @@ import sys
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -23,8 +24,9 @@ from grids import two_starts, write_grid
 from minibert.__main__ import main
 from minibert.config import TrainConfig
 from minibert.errors import InputError
+from minibert.lab.ablation import ablate
 from minibert.lab.ablation.findings import find
-from minibert.lab.ablation.report import write_report
+from minibert.lab.ablation.report import tell, write_report
 from minibert.lab.ablation.results import read_grid
 from minibert.training.loop import train
 from minibert.training.outcome import evaluate_run, write_predictions
@@ -667,3 +669,40 @@ def test_in_a_browser_nothing_is_cut_off(written, tmp_path, width):
     assert seen["cut"] == []
     assert seen["overlap"] == []
     assert seen["letters"] >= 7
+
+
+HOSTILE = "$x$ $\\frac{<script>alert(1)</script>\x1b[2J\x9b]"
+
+
+def test_what_comes_from_elsewhere_is_seen_and_never_obeyed(tmp_path):
+    """By a terminal, a browser, a reader of Markdown, or matplotlib's mathematics."""
+    runs = [({"init": HOSTILE, "seed": str(i), "data": HOSTILE}, {"accuracy": 0.7, "parts": True}) for i in range(3)]
+    runs += [({"init": "random", "seed": str(i), "data": HOSTILE}, {}) for i in range(3)]
+    write_grid(tmp_path, [*runs, ({"init": "random", "seed": "9"}, f"why {HOSTILE}\n")])
+    content = json.loads((tmp_path / "grid.json").read_text())
+    content |= {"question": f"{HOSTILE}\n# more", "commands": [f"```\n{HOSTILE}"]}
+    (tmp_path / "grid.json").write_text(json.dumps(content))
+    said = []
+    tell(tmp_path, say=said.append)
+    assert len(said) > 10
+    texts = [*said, *(file.read_text(encoding="utf-8") for file in (tmp_path / "report").rglob("*") if file.is_file())]
+    assert not any("\x1b" in text or "\x9b" in text for text in texts)
+    pages = {file.suffix: file.read_text(encoding="utf-8") for file in (tmp_path / "report").glob("report.*")}
+    assert "<script" not in pages[".html"]
+    block = pages[".md"].partition("```sh\n")[2].partition("```")
+    assert "<script" not in pages[".md"].replace(block[0], "")  # a command stands in a block of code,
+    assert "\n# more" not in pages[".md"]
+    assert block[0].count("\n") == 1  # and does not end it
+    for picture in (tmp_path / "report" / "figures").iterdir():
+        ElementTree.parse(picture)
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "..", "", "/etc", "a\\b"])
+def test_a_run_is_in_its_grid(tmp_path, name):
+    write_grid(tmp_path, two_starts(2))
+    content = json.loads((tmp_path / "grid.json").read_text())
+    content["runs"][name] = content["runs"]["run000"]
+    (tmp_path / "grid.json").write_text(json.dumps(content))
+    for read in (read_grid, ablate.read_grid):
+        with pytest.raises(InputError, match="a run is called"):
+            read(tmp_path)

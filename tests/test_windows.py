@@ -449,3 +449,25 @@ def test_numbers_too_large_for_single_precision(save):
 
 def test_decimals_of_a_channel_that_never_changes():
     assert encoding("decimals", [(0.7, 0.7)]).texts(np.full((1, 2, 1), 0.7)) == ["0.70 0.70"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"kind": "words"}, {"steps": 0}, {"steps": 2.0}, {"places": [2]}, {"places": [-1]}, {"places": []},
+     {"names": ["x"]},
+     {"ranges": [[0, 1]]}, {"ranges": [[0, float("inf")]] * 2}, {"ranges": "x"}, {"bins": 0}, {"bins": 10**30},
+     {"channels": None}, {"more": 1}],
+)  # fmt: skip
+def test_an_encoding_that_no_run_has(change):
+    content = encoding("levels", [(0, 1), (0, 1)]).to_dict()
+    Encoding.from_dict(content)
+    with pytest.raises(InputError, match="an encoding of windows that no run has"):
+        Encoding.from_dict(content | change)
+
+
+def test_cells_are_never_negative(motion):
+    """From 2 ** 63 on they were."""
+    fitted = Encoding.fit(TrainConfig(encoding="grid", channels="acc-x", grid_cells=10**15), motion, np.arange(10))
+    assert min(int(word) for text in fitted.texts(motion.windows[:50]) for word in text.split()) >= 0
+    with pytest.raises(InputError, match="--grid-cells 9223372036854775808: it must be at most 1,000,000,000,000,000"):
+        TrainConfig(encoding="grid", grid_cells=2**63)

@@ -22,16 +22,15 @@ import sys
 import tempfile
 import time
 from contextlib import chdir, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 BLOCK = re.compile(r"^```(python|sh|text about|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(r"([-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?)")
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """A block of a page: its mark, what stands in it, and from where to where that is."""
 
     mark: str

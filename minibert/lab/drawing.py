@@ -42,6 +42,7 @@ def styled() -> Iterator[None]:
 
     style = {
         "svg.hashsalt": "minibert", "svg.fonttype": "none", "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8,
+        "text.parse_math": False,  # a $ is part of a name
         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.unicode_minus": False,
         "figure.facecolor": PAPER, "axes.facecolor": "none", "savefig.facecolor": PAPER,
         "lines.linewidth": 1.4, "path.simplify": False, "axes.titlelocation": "left", "grid.color": FAINT,

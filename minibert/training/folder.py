@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minibert.config import TrainConfig, is_whole
+from minibert.config import PRECISIONS, TrainConfig, is_whole
 from minibert.engine.epochs import Cursor
 from minibert.engine.machine import instructions, processor
 from minibert.errors import InputError
@@ -216,8 +216,9 @@ def read_run(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
     for part, field, kind in FACTS:
         if not isinstance(content.get(part), dict) or not isinstance(content[part].get(field), kind):
             raise InputError(f"{path / 'config.json'} has no {part!r} with {field!r}; start the run anew")
-    if not isinstance(content.get("precision"), str):
-        raise InputError(f"{path / 'config.json'} has no 'precision'; start the run anew")
+    formats = PRECISIONS[1:]  # auto has become one of them
+    if content.get("precision") not in formats:
+        raise InputError(f"{path / 'config.json'} has no 'precision' of {', '.join(formats)}; start the run anew")
     files, labels = content["checkpoint"].get("files", {}), content["dataset"].get("labels", [])
     bad = [name for name, kind in MORE.items() if not isinstance(content.get(name), kind | None)]
     bad += [] if isinstance(files, dict) and all(isinstance(hash, str) for hash in files.values()) else ["checkpoint"]

@@ -1,4 +1,4 @@
-"""A search guided by coverage: python tests/fuzz/guided.py TARGET -runs=100000 [FOLDER]. Needs the extra `fuzz`.
+"""A search guided by coverage: python tests/fuzz/guided.py TARGET -runs=100000 [FOLDER of inputs]. Extra: `fuzz`.
 
 Options are libFuzzer's. An input that is no finding is one that is read, or refused by an InputError.
 """

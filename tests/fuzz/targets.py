@@ -28,8 +28,10 @@ from minibert.data.table import read_texts
 from minibert.data.windows import Encoding, read_windows
 from minibert.files import read_json
 from minibert.initialization import Init
+from minibert.lab.ablation.findings import find
 from minibert.lab.ablation.grid import read_grid_file
 from minibert.lab.ablation.results import read_grid
+from minibert.lab.ablation.text import terminal
 from minibert.model import Bert, BertConfig
 from minibert.seeds import Seeds
 from minibert.tokenizer import Tokenizer
@@ -250,8 +252,14 @@ def lay_run(folder: Path) -> None:
 
 
 def lay_grid(folder: Path) -> None:
-    (folder / "runs" / "a").mkdir(parents=True)
-    (folder / "runs" / "a" / "config.json").write_bytes(as_json(RUN))
+    for name in ("a", "b"):
+        path = folder / "runs" / name
+        path.mkdir(parents=True)
+        (path / "config.json").write_bytes(as_json(ENDED | {"settings": GRID["runs"][name]}))
+        (path / "metrics.jsonl").write_bytes(as_json(ROW) + b"\n")
+        (path / "outcome.json").write_bytes(as_json({"val": OUTCOME, "test": OUTCOME}))
+        (path / "predictions.csv").write_text("\n".join(ANSWERS) + "\n")
+    (folder / "grid.json").write_bytes(as_json(GRID))
 
 
 def read_tokenizer(folder: Path) -> None:
@@ -281,20 +289,29 @@ def read_setting(folder: Path) -> None:
     assert TrainConfig(**json.loads(asdict_again)) == TrainConfig(**settings)
 
 
+def read_report(folder: Path) -> None:
+    """A grid and what is said about it."""
+    for line in terminal(find(read_grid(folder))):
+        assert line.isprintable()
+
+
 SETTINGS = asdict(TrainConfig())
 VERDICT = {"name": "learning", "class_entropy": 0.7, "prediction_entropy": 0.7, "top_share": 0.5, "cosine": 0.1}
 ROW = {
     "epoch": 1, "train_loss": 0.7, "train_accuracy": 0.5, "val_loss": 0.7, "val_accuracy": 0.5, "lr": 1e-5,
     "seconds": 1.0, "examples_per_second": 8.0, "step": 4, "skipped_steps": 0, "val_majority": 0.5, "verdict": VERDICT,
 }  # fmt: skip
+ANSWERS = ("split,row,label,predicted", "val,0,a,a", "val,1,b,a", "test,2,a,a", "test,3,b,a")
+OUTCOME = {"n": 2, "accuracy": 0.5, "majority": 0.5, "majority_class": "a", "loss": 0.7, "verdict": VERDICT}
 ENCODING = Encoding("levels", 2, [0], ["x"], np.array([[0.0, 1.0]]), 10, ["x", "y"]).to_dict()
 RUN = {
     "settings": SETTINGS, "checkpoint": {"name": "x", "sha256": "0", "files": {"config.json": "0"}}, "tokenizer": "0",
     "head": None, "dataset": {"summary": "", "sha256": "0", "labels": ["a", "b"], "pairs": False, "encoding": ENCODING},
     "device": "CPU", "precision": "fp32", "versions": {"torch": "2"}, "git_commit": None, "started": "2026-01-01",
 }  # fmt: skip
+ENDED = RUN | {"ended": {"verdict": "learning", "seconds": 1.0}}
 GRID = {"format": 1, "baseline": "random", "settled": {}, "data": {"d": "0"}, "commands": ["c"],
-        "runs": {"a": SETTINGS, "b": SETTINGS}}  # fmt: skip
+        "runs": {"a": SETTINGS, "b": SETTINGS | {"init": "random"}}}  # fmt: skip
 TOML = (
     b'title = "t"\nbaseline = "random"\nseeds = 2\n[settings]\nepochs = 1\n[[product]]\ninit = ["random"]\nlr = 1e-5\n'
 )
@@ -334,9 +351,11 @@ TARGETS = {
                        lambda folder: Encoding.from_dict(read_json(folder / "e.json"))),
     "metrics": Target("metrics.jsonl", of_lines([ROW, ROW | {"epoch": 2}]), read_history),
     "state": Target("state/state.safetensors", of_safetensors(STATE), load_state, lay_run),
-    "grid": Target("grid.json", of_json(GRID), read_grid, lay_grid),
-    "outcome": Target("runs/a/config.json", of_json(RUN), read_grid,
-                      lambda folder: (lay_grid(folder), (folder / "grid.json").write_bytes(as_json(GRID)))),
+    "grid": Target("grid.json", of_json(GRID), read_report, lay_grid),
+    "outcome": Target("runs/a/config.json", of_json(ENDED), read_report, lay_grid),
+    "rows": Target("runs/a/metrics.jsonl", of_lines([ROW]), read_report, lay_grid),
+    "report": Target("runs/a/outcome.json", of_json({"val": OUTCOME, "test": OUTCOME}), read_report, lay_grid),
+    "answers": Target("runs/a/predictions.csv", of_bytes("\n".join(ANSWERS).encode()), read_report, lay_grid),
     "toml": Target("g.toml", of_bytes(TOML), lambda folder: read_grid_file(folder / "g.toml").configs()),
     "settings": Target("settings", of_json(SETTINGS), read_setting),
     "words": Target("words", of_bytes(b"init layers:1-1"), read_words),

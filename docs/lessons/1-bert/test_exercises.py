@@ -143,7 +143,7 @@ def test_attention_with_a_mask(mine):
     same(
         got.where(real, 0), want.where(real, 0), "attention with a mask",
         {
-            "the mask is not used": (scores.softmax(-1) @ v).where(real, 0),
+            "the mask is not used, or closes those that ask": (scores.softmax(-1) @ v).where(real, 0),
             "weights are masked after softmax, so that they no longer sum to 1: mask the scores": zeroed.where(real, 0),
             "masked scores are 0, which softmax does not ignore; minus infinity": zero_scores.where(real, 0),
         },
@@ -152,47 +152,41 @@ def test_attention_with_a_mask(mine):
 
 def test_embed(mine, w, texts, tiny_classifier):
     ids, types, _ = texts
+    embeddings = tiny_classifier.bert.embeddings
+    words, rows, kinds = w["word.weight"][ids], w["position.weight"][:7], w["token_type.weight"][types]
     with torch.no_grad():
-        want = tiny_classifier.bert.embeddings(ids, types)
-        no_types = tiny_classifier.bert.embeddings(ids, types * 0)
-    unnormed = w["word.weight"][ids] + w["token_type.weight"][types] + w["position.weight"][:7]
-    same(
-        mine.embed(w, ids, types, 1e-12), want, "embed",
-        {"the token types are not used": no_types, "there is no LayerNorm at the end": unnormed},
-    )  # fmt: skip
+        mistakes = {
+            "there is no LayerNorm at the end": words + rows + kinds,
+            "the token types are not used: all are taken for 0": embeddings(ids, types * 0),
+            "the token types are left out": embeddings.norm(words + rows),
+            "the positions are left out": embeddings.norm(words + kinds),
+        }
+        want = embeddings(ids, types)
+    same(mine.embed(w, ids, types, 1e-12), want, "embed", mistakes)
 
 
 def test_layer(mine, w, texts, tiny_classifier):
     x, mask = draw(3, 7, 24), texts[2]
     block = tiny_classifier.bert.layers[1]
+    attention, feed_forward = block.attention, block.feed_forward
+    norm, second_norm = block.attention_norm, block.feed_forward_norm
     with torch.no_grad():
-        want = block(x)
-        a = block.attention_norm(block.attention(x))
-        no_skip = block.feed_forward_norm(block.feed_forward(a))
-        normed = block.attention_norm(x + block.attention(x))
-        first = x + block.attention(block.attention_norm(x))
-        pre = first + block.feed_forward(block.feed_forward_norm(first))
-    same(
-        mine.layer(w, 1, x, 4, None, 1e-12), want, "layer 1",
-        {
-            "what went in is not added (the residual)": no_skip,
-            "the feed-forward part is missing": normed,
+        want, bare, half = block(x), norm(attention(x)), norm(x + attention(x))
+        first = x + attention(norm(x))
+        pre = first + feed_forward(second_norm(first))
+        mistakes = {
+            "what went in is not added (the residual), neither time": second_norm(feed_forward(bare)),
+            "what went in is not added (the residual) to the attention": second_norm(bare + feed_forward(bare)),
+            "what went in is not added (the residual) to the feed-forward": second_norm(feed_forward(half)),
+            "the feed-forward part is missing": half,
             "this is pre-LN, LayerNorm before each part; BERT's stands behind the sum": pre,
-        },
-        tolerance=1e-4,
-    )  # fmt: skip
-    alone = mine.layer(w, 1, x[1:2, :4], 4, None, 1e-12)
-    padded = mine.layer(w, 1, x, 4, mask, 1e-12)
-    same(
-        padded[1:2, :4],
-        alone,
-        "a text of 4 tokens, padded to 7 and masked (the mask must reach attention),",
-        None,
-        1e-4,
-    )
+        }
+    same(mine.layer(w, 1, x, 4, None, 1e-12), want, "layer 1", mistakes, 1e-4)
+    alone, padded = mine.layer(w, 1, x[1:2, :4], 4, None, 1e-12), mine.layer(w, 1, x, 4, mask, 1e-12)
+    same(padded[1:2, :4], alone, "a padded text with a mask (does it reach attention?)", None, 1e-4)
 
 
-def test_bert(mine, w, published, texts, tiny_classifier):
+def test_whole_bert(mine, w, published, texts, tiny_classifier):
     ids, types, mask = texts
     with torch.no_grad():
         sequence, pooled = tiny_classifier.bert(ids, mask, types)

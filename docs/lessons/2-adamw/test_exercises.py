@@ -15,7 +15,6 @@ from minibert.engine import optimizer as ours
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # loops.py
-ZERO = torch.zeros(4)
 
 
 def draw(*shape, seed=0):
@@ -34,7 +33,7 @@ def by_torch(kind, grads, **more):
 
 def test_adamw_step_without_decay(mine):
     grad = draw(4, seed=1)
-    w, m, v = mine.adamw_step(draw(4), grad, ZERO, ZERO, 1, 0.1, weight_decay=0.0)
+    w, m, v = mine.adamw_step(draw(4), grad, torch.zeros(4), torch.zeros(4), 1, 0.1, weight_decay=0.0)
     same(m, 0.1 * grad, "m after the first step")
     same(v, 0.001 * grad**2, "v after the first step", {"v is of squares: grad ** 2": 0.001 * grad}, 1e-7)
     start = draw(4)
@@ -48,7 +47,7 @@ def test_adamw_step_without_decay(mine):
         },
     )  # fmt: skip
     tiny = torch.full((4,), 1e-8)
-    w, _, _ = mine.adamw_step(draw(4), tiny, ZERO, ZERO, 1, 0.1, weight_decay=0.0)
+    w, _, _ = mine.adamw_step(draw(4), tiny, torch.zeros(4), torch.zeros(4), 1, 0.1, weight_decay=0.0)
     same(
         w, start - 0.05, "w after a gradient of 1e-8, which is eps,",
         {
@@ -60,7 +59,7 @@ def test_adamw_step_without_decay(mine):
 
 
 def test_adamw_step_with_decay(mine):
-    grads, w, m, v = [draw(4, seed=seed) for seed in range(1, 7)], draw(4), ZERO, ZERO
+    grads, w, m, v = [draw(4, seed=seed) for seed in range(1, 7)], draw(4), torch.zeros(4), torch.zeros(4)
     for step, grad in enumerate(grads, 1):
         w, m, v = mine.adamw_step(w, grad, m, v, step, 0.1, weight_decay=0.5)
     same(

@@ -192,12 +192,13 @@ def shown(value: Any) -> str:
 def check_content(file: Path, content: dict[str, Any]) -> None:
     """
     Raises:
-        InputError: a grid.json whose parts are of another kind than `ablate` writes, or a run whose name would
-            lead out of the grid's folder.
+        InputError: the content of a grid.json with parts of another kind than `ablate` writes, or a run whose name
+            would lead out of the grid's folder.
     """
     kinds = {"title": str, "question": str, "baseline": str, "settled": dict, "data": dict, "commands": list}
     bad = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind | None)]
-    bad += [] if all(isinstance(command, str) for command in content.get("commands") or ()) else ["commands"]
+    if not bad and not all(isinstance(command, str) for command in content.get("commands") or ()):
+        bad = ["commands"]
     if bad:
         raise InputError(f"{file}: {bad[0]!r} is not what python -m minibert ablate writes there")
     for name, settings in content["runs"].items():

@@ -22,6 +22,7 @@ from minibert.lab.ablation.grid import FORMAT, check_content
 FINISHED, UNFINISHED, FAILED, MISSING, BROKEN = STATES = ("finished", "unfinished", "failed", "missing", "broken")
 SPLITS = ("val", "test")
 SLACK = 0.005
+KINDS = {"versions": dict, "dataset": dict, "checkpoint": dict, "device": str, "precision": str}  # in a config.json
 RESOLVED = ("data", "model", "pool", "precision", "out")  # settings that a run may write down otherwise than asked
 
 
@@ -171,11 +172,22 @@ def read_finished(path: Path, name: str, settings: dict[str, Any]) -> Run:
     if not isinstance(config["ended"]["verdict"], str):
         raise ValueError("config.json: 'verdict' is no name")
     number(config["ended"], "seconds")
+    for part, kind in KINDS.items():
+        if not isinstance(config.get(part, kind()), kind):
+            raise ValueError(f"config.json: {part!r} is no {kind.__name__}")
+    sizes = config.get("dataset", {}).get("sizes") or {"train": 1}
+    texts = (config.get("git_commit"), config.get("dataset", {}).get("summary"), *config.get("versions", {}).values())
+    if number(sizes, "train") < 1 or not all(isinstance(text, str | None) for text in texts):
+        raise ValueError("config.json: not what a run writes of its data and versions")
     history = tuple(parse_json(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     if [row["epoch"] for row in history] != list(range(1, len(history) + 1)) or not history:
         raise ValueError("metrics.jsonl: its epochs are not 1, 2, 3, ...")
     for row in history:
-        number(row, "train_accuracy"), number(row, "val_accuracy")
+        for key in ("train_accuracy", "val_accuracy", "examples_per_second", "seconds"):
+            number(row, key)
+        parts = row.get("parts", [])
+        if not all(isinstance(part["name"], str) and {"gradient", "cls"} <= part.keys() for part in parts):
+            raise ValueError("metrics.jsonl: 'parts' are not what a run writes")
     answers = read_answers(path / "predictions.csv")
     for split in SPLITS:
         correct, report = answers[split].correct, outcome[split]
