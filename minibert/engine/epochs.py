@@ -131,7 +131,6 @@ class Watch:
             InputError: what `unusable` makes of it.
         """
         self.looked = time.monotonic()
-        self.looked = time.monotonic()
         seen = self.seen = self.engine.state.sums.read(self.engine.sums())
         steps, bad = self.steps, seen.skipped - self.skipped
         lost = 0 if self.expected is None else self.expected - seen.count
