@@ -200,7 +200,7 @@ def _from_hub(name: str, say: Say) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
+        folder = Path(snapshot_download(name, allow_patterns=list(HUB_FILES), local_files_only=True))
         if (folder / "model.safetensors").exists():
             return folder
     except Exception:  # not in the cache: ask the network
@@ -211,7 +211,7 @@ def _from_hub(name: str, say: Say) -> Path:
         say(f"fetching {name} from the hub, once ...")
         if hidden.get():
             huggingface_hub.utils.disable_progress_bars()  # type: ignore[attr-defined]  # its documented place
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
     except Exception as error:  # the client's, the network's and the hub's errors have no common base
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
