@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
     from minibert.errors import silent
     from minibert.lines import tell
     from minibert.progress import no_bars
-    from minibert.training.loop import resume, train  # imports torch, which --help need not wait for
+    from minibert.training.run import resume, train  # imports torch, which --help need not wait for
     from minibert.training.screen import last_lines
 
     say = silent if quiet else tell

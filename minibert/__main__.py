@@ -16,6 +16,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from minibert import __version__
 from minibert.commands import guarded
 from minibert.config import ALONE, PRECISIONS, TrainConfig, add_flags
 from minibert.errors import InputError, Stopped
@@ -30,11 +31,8 @@ SETTINGS = (
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m minibert")
-    verbs = parser.add_subparsers(
-        dest="verb",
-        required=True,
-        metavar="predict | explain | ablate | report | plot | probe | parity | bench | fetch",
-    )
+    parser.add_argument("--version", action="version", version=f"minibert {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     add_predict_flags(verbs.add_parser("predict", help="a run's answers for new texts or windows"))
     add_explain_flags(verbs.add_parser("explain", help="what in a text or window moved a run's answer"))
     ablate = verbs.add_parser("ablate", help="run a grid of settings and seeds, and say what the starts were worth")
@@ -66,6 +64,9 @@ def main(arguments: list[str]) -> int:
     report.add_argument("--baseline", metavar="START", help="the start that others are compared with (default: random)")
     report.add_argument("--out", metavar="FOLDER", help="where the page goes (default: DIR/report)")
     given = parser.parse_args(arguments)
+    if given.verb is None:
+        parser.print_help(sys.stderr)
+        return 2
     run = {"predict": run_predict, "explain": run_explain, "ablate": run_ablate, "report": run_report, "plot": run_plot,
            "probe": run_probe, "parity": run_parity, "bench": run_bench, "fetch": run_fetch}  # fmt: skip
     return run[given.verb](given)

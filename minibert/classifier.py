@@ -29,7 +29,7 @@ from minibert.lines import tell
 from minibert.notebook import MOST, Answers, Report, facts_html, run_html
 from minibert.progress import no_bars
 from minibert.setup import Head
-from minibert.training import folder, loop
+from minibert.training import folder, run
 from minibert.training.outcome import evaluate_run, evaluator, load_run
 
 WHERE = "data in memory"
@@ -150,7 +150,7 @@ def train(
             raise InputError(f"data is a {type(data).__name__}; it must be (inputs, labels) or minibert.Data(...)")
         table = data.table()
     with nullcontext() if verbose else no_bars():
-        path = loop.train(config, tell if verbose else silent, head, table)
+        path = run.train(config, tell if verbose else silent, head, table)
     return Run(path, folder.read_history(path), head, table)
 
 

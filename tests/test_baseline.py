@@ -12,8 +12,8 @@ from minibert.data import chosen_rows, read_table
 from minibert.errors import InputError
 from minibert.lab.baseline import baseline, format_baseline
 from minibert.lines import columns
-from minibert.training.loop import train
 from minibert.training.outcome import evaluate_run
+from minibert.training.run import train
 
 pytest.importorskip("sklearn")
 

@@ -11,7 +11,7 @@ from minibert.config import TrainConfig
 from minibert.errors import InputError
 from minibert.training import loop
 from minibert.training.board import SCALARS
-from minibert.training.loop import resume, train
+from minibert.training.run import resume, train
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from torch import nn
 import minibert
 from minibert import Classifier, Data, InputError, Tokenizer, TrainConfig, load_encoder, train
 from minibert.data.windows import read_windows
-from minibert.training.loop import resume
 from minibert.training.outcome import evaluate_run
+from minibert.training.run import resume
 
 TEXTS = [f"{n % 50 + 50 * (n % 2)} {3 * n % 50 + 50 * (n % 2)}" for n in range(80)]
 LABELS = [("low", "high")[n % 2] for n in range(80)]

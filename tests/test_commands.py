@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+import minibert
 import train
 from minibert.config import TrainConfig
-from minibert.training import loop
+from minibert.training import folder as run_folder
+from minibert.training import run as running
 
 
 def run(*words, check=True, **more):
@@ -41,6 +43,14 @@ def test_help_does_not_wait_for_torch():
     flags = set(re.findall(r"^  (--[a-z-]+)", shown.stdout, re.MULTILINE))
     assert {"--init", "--lr", "--warmup", "--resume"} <= flags
     assert len(flags) <= 45
+
+
+def test_without_a_verb_all_are_listed():
+    shown = run("-m", "minibert", check=False)
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert all(f"\n    {verb} " in shown.stderr for verb in ("predict", "ablate", "report", "fetch"))
+    assert all(len(line) <= 80 for line in shown.stderr.splitlines())
+    assert run("-m", "minibert", "--version").stdout == f"minibert {minibert.__version__}\n"
 
 
 def test_lines_reach_a_pipe_at_once():
@@ -82,7 +92,7 @@ def test_quiet_says_the_last_lines_alone(tiny, texts, tmp_path, capsys, monkeypa
     assert "next: python eval.py" in " ".join(lines[1:])
     assert not any("minibert on" in line or "epochs of" in line for line in lines)
     with monkeypatch.context() as patch:
-        patch.setattr(loop.folder, "end", lambda *_: sys.exit(1))
+        patch.setattr(run_folder, "end", lambda *_: sys.exit(1))
         with pytest.raises(SystemExit):
             train.main([*flags, "--out", str(tmp_path / "stopped"), "--epochs", "1"])
     capsys.readouterr()
@@ -164,7 +174,7 @@ def test_names_that_a_terminal_lacks_are_escaped(tiny, tmp_path):
     data = tmp_path / "t.csv"
     names = ("bébé", "步行")
     data.write_text("text,label\n" + "".join(f"{i},{names[i % 2]}\n" for i in range(40)), encoding="utf-8")
-    path = loop.train(TrainConfig(data=str(data), model=str(tiny), epochs=1, out=str(tmp_path / "run")), str)
+    path = running.train(TrainConfig(data=str(data), model=str(tiny), epochs=1, out=str(tmp_path / "run")), str)
     ascii = {"env": os.environ | {"PYTHONIOENCODING": "ascii"}}
     assert r"b\xe9b\xe9" in run("eval.py", str(path), **ascii).stdout
     as_json = json.loads(run("eval.py", str(path), "--json", **ascii).stdout)

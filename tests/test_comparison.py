@@ -10,7 +10,7 @@ from minibert.comparison import Scored, format_comparison, score
 from minibert.config import TrainConfig
 from minibert.errors import InputError
 from minibert.lines import columns
-from minibert.training.loop import train
+from minibert.training.run import train
 
 EXAMPLES = ("hash", [("val", 0, "a"), ("test", 1, "b")])
 

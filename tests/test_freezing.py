@@ -26,6 +26,7 @@ from minibert.setup import prepare
 from minibert.training import loop
 from minibert.training.folder import load_state, read_history
 from minibert.training.keeper import Keeper
+from minibert.training.run import resume, train
 
 CPU = torch.device("cpu")
 FP32, BF16 = Machine("fp32", "", CPU), Machine("bf16", "", CPU)
@@ -269,7 +270,7 @@ def state_of(path):
                                       {"freeze": "encoder", "head": "attention", "precision": "bf16"}])  # fmt: skip
 def test_a_run_leaves_what_is_frozen_as_it_was(config, tiny, settings):
     said = []
-    path = loop.train(replace(config, **settings), said.append)
+    path = train(replace(config, **settings), said.append)
     pretrained, frozen = load_encoder(tiny).state_dict(), frozen_by(settings["freeze"], 2)
     for name, tensor in state_of(path).items():
         if frozen(name):
@@ -290,7 +291,7 @@ def test_the_encoder_stays_for_some_epochs_and_then_moves(config, tiny, monkeypa
         real(path, state)
 
     monkeypatch.setattr(loop.folder, "save_state", save)
-    loop.train(replace(config, freeze="layers:1-1", freeze_encoder_epochs=2), said.append)
+    train(replace(config, freeze="layers:1-1", freeze_encoder_epochs=2), said.append)
     first, second = saved[:2]  # at the end of each epoch
     name = "model.bert.layers.1.feed_forward.input.weight"
     assert torch.equal(first[name], load_encoder(tiny).state_dict()[name.removeprefix("model.bert.")])
@@ -306,7 +307,7 @@ def test_the_encoder_stays_for_some_epochs_and_then_moves(config, tiny, monkeypa
 def test_a_run_goes_on_across_the_boundary_to_the_same_bits(config, tmp_path, monkeypatch, changes):
     """Stopped in the frozen epoch, at the boundary, and behind it."""
     config = replace(config, freeze="embeddings", freeze_encoder_epochs=1, **changes)
-    whole = loop.train(replace(config, out=str(tmp_path / "whole")), str)
+    whole = train(replace(config, out=str(tmp_path / "whole")), str)
     steps = math.ceil(64 / 16 / config.accumulate)
     stops = [(1, 1), (1, steps), (2, 1), (3, 1)]
 
@@ -318,11 +319,11 @@ def test_a_run_goes_on_across_the_boundary_to_the_same_bits(config, tmp_path, mo
 
     monkeypatch.setattr(Keeper, "look", look)
     with pytest.raises(Killed):
-        loop.train(config, str)
+        train(config, str)
     for _ in range(3):
         with pytest.raises(Killed):
-            loop.resume(tmp_path / "run", str)
-    path = loop.resume(tmp_path / "run", str)
+            resume(tmp_path / "run", str)
+    path = resume(tmp_path / "run", str)
     assert not stops
     for name, tensor in state_of(whole).items():
         assert torch.equal(tensor, state_of(path)[name]), name
@@ -332,19 +333,19 @@ def test_a_run_goes_on_across_the_boundary_to_the_same_bits(config, tmp_path, mo
 
 def test_a_state_of_the_boundary_itself_begins_the_encoder(config, tmp_path, monkeypatch):
     config = replace(config, freeze_encoder_epochs=1)
-    whole = loop.train(replace(config, out=str(tmp_path / "whole")), str)
+    whole = train(replace(config, out=str(tmp_path / "whole")), str)
     with monkeypatch.context() as patch:
         patch.setattr(loop.folder, "append_row", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
-            loop.train(config, str)
+            train(config, str)
     assert load_state(tmp_path / "run").tensors["adamw.late_from"] == -1
-    path = loop.resume(tmp_path / "run", str)
+    path = resume(tmp_path / "run", str)
     for name, tensor in state_of(whole).items():
         assert torch.equal(tensor, state_of(path)[name]), name
 
 
 def test_layers_are_looked_at_frozen_or_not(config):
-    path = loop.train(replace(config, layers=True, freeze="layers:1-2", freeze_encoder_epochs=1), str)
+    path = train(replace(config, layers=True, freeze="layers:1-2", freeze_encoder_epochs=1), str)
     for row in read_history(path):
         assert [part["name"] for part in row["parts"]] == ["embeddings", "layer 1", "layer 2", "pooler", "head"]
         assert all(part["gradient"] > 0 for part in row["parts"])
@@ -358,9 +359,7 @@ class NoWeights(nn.Module):
 @pytest.mark.parametrize("settings", [{"freeze": "encoder"}, {"freeze_encoder_epochs": 1}])
 def test_nothing_left_to_train(config, settings, tmp_path):
     with pytest.raises(InputError, match="nothing is left to train"):
-        loop.train(
-            replace(config, **settings, data="motion"), str, lambda d, c: NoWeights(), Data(TEXTS, LABELS).table()
-        )
+        train(replace(config, **settings, data="motion"), str, lambda d, c: NoWeights(), Data(TEXTS, LABELS).table())
     assert not (tmp_path / "run").exists()
 
 

@@ -23,10 +23,12 @@ from minibert.model import BertClassifier
 from minibert.seeds import Seeds
 from minibert.setup import prepare
 from minibert.testing import HeadCase, parametrize_with_head_checks
-from minibert.training import loop
+from minibert.training import folder
+from minibert.training import run as running
 from minibert.training.folder import load_state, read_history
-from minibert.training.loop import fit, resume
+from minibert.training.loop import fit
 from minibert.training.outcome import evaluate_run
+from minibert.training.run import resume
 
 
 class OverTokens(nn.Module):
@@ -125,19 +127,19 @@ def test_heads_start_by_berts_rules_from_the_heads_seed(name, tiny):
 def test_a_run_with_another_head_needs_no_further_word(on_file, tmp_path, monkeypatch, head):
     config = replace(on_file, head=head)
     said = []
-    whole = loop.train(replace(config, out=str(tmp_path / "whole")), said.append)
+    whole = running.train(replace(config, out=str(tmp_path / "whole")), said.append)
     what = {"mlp": "[CLS] through the pooler", "attention": "all tokens, no pooler"}[head]
     assert f"head: {head}; it reads {what}" in said
-    calls, real = [], loop.folder.append_row
+    calls, real = [], folder.append_row
 
     def stop(*arguments):
         calls.append(real(*arguments))
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.folder, "append_row", stop)
+        patch.setattr(folder, "append_row", stop)
         with pytest.raises(Killed):
-            loop.train(config, str)
+            running.train(config, str)
     path = resume(tmp_path / "run", str)
     assert torch.equal(final(path)[0], final(whole)[0])
     assert final(path)[1] == final(whole)[1]
@@ -244,7 +246,7 @@ def test_batch_norm_goes_on_from_a_snapshot(config, tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        loop.train(stopped, stop, OverBatch, table)
+        running.train(stopped, stop, OverBatch, table)
     path = tmp_path / "stopped"
     fit(prepare(stopped, str, OverBatch, table), path, load_state(path), str)
     one, other = (load_classifier(p / "model", head=OverBatch(24, 2)).state_dict() for p in (whole.path, path))

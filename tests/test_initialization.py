@@ -20,6 +20,7 @@ from minibert.initialization import SCHEMES, Init, forms, initialize, layer_conf
 from minibert.model import BertClassifier
 from minibert.seeds import Seeds
 from minibert.training import loop
+from minibert.training.run import resume, train
 
 WRITTEN = [form.replace("K", "1").replace("I-J", "1-1").replace("G", "0.1").replace(":E", ":1") for form in forms()]
 
@@ -412,11 +413,11 @@ def test_a_run_from_each_start_saves_loads_and_resumes(tiny, tmp_path, monkeypat
     )  # fmt: skip
     with monkeypatch.context() as patch:
         patch.setenv("MINIBERT_CACHE", str(tmp_path / "cache"))  # what --resume finds gone, and makes again
-        whole = loop.train(config, str)
+        whole = train(config, str)
     assert set(json.loads((whole / "manifest.json").read_text())) == set(load_classifier(whole / "model").state_dict())
     with monkeypatch.context() as patch:
         patch.setattr(loop.folder, "append_row", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
-            loop.train(replace(config, out=str(tmp_path / "killed")), str)
-    again = loop.resume(tmp_path / "killed", str)
+            train(replace(config, out=str(tmp_path / "killed")), str)
+    again = resume(tmp_path / "killed", str)
     assert equal(load_classifier(whole / "model"), load_classifier(again / "model"))

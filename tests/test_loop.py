@@ -31,10 +31,10 @@ from minibert.files import locked
 from minibert.inside import choose, look
 from minibert.model import BertClassifier
 from minibert.setup import prepare
-from minibert.training import folder, keeper, loop
+from minibert.training import folder, keeper, loop, run
 from minibert.training.keeper import Keeper
-from minibert.training.loop import resume, train
 from minibert.training.outcome import evaluate_run
+from minibert.training.run import resume, train
 
 FP32 = choose_machine("fp32", torch.device("cpu"))
 FP16 = choose_machine("fp16", torch.device("cpu"))
@@ -561,7 +561,7 @@ def test_a_run_killed_between_its_last_row_and_its_end_stops_all_the_same(blind,
 def test_an_out_that_holds_something_is_refused_before_work_begins(config, tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("mine")
-    monkeypatch.setattr(loop, "prepare", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(run, "prepare", lambda *_: pytest.fail("work began"))
     with pytest.raises(InputError, match="already holds a run"):
         train(config, str)
     assert (tmp_path / "run" / "config.json").read_text() == "mine"

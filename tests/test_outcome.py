@@ -11,8 +11,8 @@ import pytest
 from minibert import Classifier
 from minibert.config import TrainConfig
 from minibert.errors import InputError
-from minibert.training.loop import train
 from minibert.training.outcome import evaluate_run, write_predictions
+from minibert.training.run import train
 
 
 @pytest.fixture(scope="module")

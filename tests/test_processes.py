@@ -15,7 +15,7 @@ from minibert.config import TrainConfig
 from minibert.engine.processes import ALONE, here, joined
 from minibert.errors import InputError, Stopped
 from minibert.launch import Launch, launch
-from minibert.training import keeper, loop
+from minibert.training import keeper, loop, run
 
 TRAIN, VAL, TEST = 43, 60, 20  # the last of 8 batches of 6 is a single example
 
@@ -126,7 +126,7 @@ def test_a_signal_to_one_stops_all_behind_one_step_and_any_number_goes_on(config
 
         patch.setattr(loop.Keeper, "look", look)
         with pytest.raises(Stopped):
-            loop.resume(path, printed.append, force=True)
+            run.resume(path, printed.append, force=True)
     assert any("2 processes, gloo" in line and "last bits may differ" in line for line in printed)
     codes, said = together(3, jobs.resume, path)
     assert codes == [0] * 3, said
@@ -199,9 +199,9 @@ def test_what_torchrun_says(monkeypatch):
 
 
 def test_a_restart_needs_to_know_the_folder(config, monkeypatch):
-    monkeypatch.setattr(loop, "launch", lambda: Launch(max_restarts=1))
+    monkeypatch.setattr(run, "launch", lambda: Launch(max_restarts=1))
     with pytest.raises(InputError, match="--max-restarts needs --out"):
-        loop.goes_on(config, 0)
+        run.goes_on(config, 0)
 
 
 def test_under_torchrun_a_signal_may_come_twice(tmp_path, monkeypatch):

@@ -28,8 +28,8 @@ from minibert.lab.ablation import ablate
 from minibert.lab.ablation.findings import find
 from minibert.lab.ablation.report import tell, write_report
 from minibert.lab.ablation.results import read_grid
-from minibert.training.loop import train
 from minibert.training.outcome import evaluate_run, write_predictions
+from minibert.training.run import train
 
 pytestmark = pytest.mark.filterwarnings("error")
 

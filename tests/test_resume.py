@@ -18,11 +18,12 @@ from minibert.engine.epochs import Cursor
 from minibert.engine.optimizer import AdamW
 from minibert.errors import InputError, Stopped
 from minibert.initialization import SCHEMES
+from minibert.setup import prepare
 from minibert.training import loop
 from minibert.training.folder import read_history
 from minibert.training.keeper import Keeper
-from minibert.training.loop import resume, train
 from minibert.training.outcome import evaluate_run
+from minibert.training.run import resume, train
 
 FORMS = {"K": "1", "I-J": "1-1", "E": "1", "G": "0.1"}
 STARTS = [f"{name}:{FORMS[scheme.form]}" if scheme.form else name for name, scheme in SCHEMES.items()]
@@ -233,7 +234,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_the_line_says_where(conf
         bad_at(patch, 6)
         with pytest.raises(InputError) as told:
             train(config, str)
-    setup, path = loop.prepare(config, str), Path(config.out)
+    setup, path = prepare(config, str), Path(config.out)
     chosen = loop.plan_of(setup).rows(2)[1]
     rows = ", ".join(str(setup.data.train.rows[i]) for i in chosen)  # those of the data, not of the split
     assert str(told.value).startswith("the gradient is not finite at step 6 (lr ")
@@ -251,7 +252,7 @@ def test_a_bad_step_is_taken_once_more_under_its_own_seed(config, monkeypatch):
     monkeypatch.setattr(loop, "first_not_finite", lambda *_: seen.append(torch.get_rng_state()))
     with pytest.raises(InputError):
         train(config, str)
-    torch.manual_seed(loop.plan_of(loop.prepare(config, str)).seed(Cursor(2, 1)))
+    torch.manual_seed(loop.plan_of(prepare(config, str)).seed(Cursor(2, 1)))
     assert torch.equal(seen[0], torch.get_rng_state())
 
 

@@ -17,12 +17,12 @@ from minibert.engine import network
 from minibert.engine.processes import here, joined
 from minibert.errors import InputError
 from minibert.setup import prepare
-from minibert.training import loop
+from minibert.training import loop, run
 from minibert.training.keeper import Keeper
 from minibert.training.outcome import evaluate_run
 
 CONTEXT = multiprocessing.get_context("forkserver")  # torch is imported once, in the server
-CONTEXT.set_forkserver_preload(["minibert.training.loop"])
+CONTEXT.set_forkserver_preload(["minibert.training.run"])
 
 
 def new_store():
@@ -102,7 +102,7 @@ def compare(folder, configs):
     with joined() as processes:
         for config in configs:
             seen["losses"].append([])
-            path = loop.train(config)
+            path = run.train(config)
             tensors = engines[-1].state_dict()
             seen["hashes"].append(hashlib.sha256(b"".join(t.numpy().tobytes() for t in tensors.values())).hexdigest())
         seen["reports"], rows = evaluate_run(path)
@@ -156,7 +156,7 @@ def train(config, rank=None, number=None, look=0):
 
     Keeper.look = signalled
     try:
-        loop.train(config)
+        run.train(config)
     finally:
         Keeper.look = real
 
@@ -169,7 +169,7 @@ def command(*arguments):
 
 
 def resume(path):
-    loop.resume(path, force=True)
+    run.resume(path, force=True)
 
 
 def overflow(config, rank):
@@ -183,4 +183,4 @@ def overflow(config, rank):
         return engine
 
     loop.engine_of = engine_of
-    loop.train(config)
+    run.train(config)

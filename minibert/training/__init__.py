@@ -1,1 +1,1 @@
-"""Optimizer, precision, the loop and the run's folder."""
+"""A run: begun or gone on with, its loop, its folder, its lines."""

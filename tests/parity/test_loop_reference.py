@@ -23,6 +23,7 @@ from minibert.model import BertClassifier
 from minibert.seeds import derive
 from minibert.setup import prepare
 from minibert.training import loop
+from minibert.training.run import train
 
 CHECKPOINT = ROOT / "weights" / "minilm-l6"
 DRY = replace(TINY, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, classifier_dropout=0.0)
@@ -67,7 +68,7 @@ def run(request, monkeypatch):
             patch.setattr(preparing, "load_dataset", few)
             setup = prepare(config, lambda _: None)
             seen = recording(patch)
-            path = loop.train(config, lambda _: None)
+            path = train(config, lambda _: None)
         return setup, [step.loss for step in seen], path
 
     return go

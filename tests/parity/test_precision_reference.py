@@ -25,7 +25,7 @@ from minibert.engine.network import Padded
 from minibert.engine.optimizer import AdamW, LossScaler, linear_schedule
 from minibert.evaluation import predict
 from minibert.model import BertClassifier
-from minibert.training import loop
+from minibert.training import run
 
 DRY = replace(
     TINY, hidden_size=48, intermediate_size=160, num_hidden_layers=3,
@@ -194,7 +194,7 @@ def test_a_run_whose_first_scale_is_too_high(tiny, tmp_path, monkeypatch):
         return engine
 
     seen = recording(monkeypatch, higher)
-    path = loop.train(config, lambda _: None)
+    path = run.train(config, lambda _: None)
     tries = [(step.rate, step.stepped) for step in seen]
     epochs = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert not tries[0][1]

@@ -15,7 +15,7 @@ from minibert.checkpoint import load_classifier, load_encoder, save_pretrained
 from minibert.config import TrainConfig
 from minibert.model import Bert, BertClassifier
 from minibert.tokenizer import Tokenizer
-from minibert.training.loop import train
+from minibert.training.run import train
 
 transformers = pytest.importorskip(
     "transformers", reason="transformers is not installed: pip install 'minibert[parity]'"

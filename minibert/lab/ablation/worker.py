@@ -71,8 +71,8 @@ def perform(order: dict[str, Any]) -> dict[str, Any]:
 def finish(path: Path, config: TrainConfig, broken: Path, keep_weights: bool) -> None:
     """Train a run, or go on with it, and score it. What cannot be gone on with is put into `broken`."""
     from minibert.training import folder
-    from minibert.training.loop import resume, train
     from minibert.training.outcome import evaluate_run, write_predictions
+    from minibert.training.run import resume, train
 
     (path / "failed.json").unlink(missing_ok=True)
     ended = False
