@@ -9,6 +9,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -91,7 +92,7 @@ def test_a_missing_head_or_data_is_one_line(trained):
 
 def test_eval_of_a_run_on_data_in_memory_says_what_is_missing(config):
     run = train(config, (TEXTS, LABELS))
-    done = subprocess.run([sys.executable, "eval.py", str(run.path)], cwd=ROOT, capture_output=True, text=True)
+    done = forked.run("eval.py", run.path)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "the run's data were given in memory" in done.stderr
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 
+import forked
 import pytest
 from conftest import ROOT
 
@@ -35,8 +36,7 @@ def folder_of(tmp_path):
 
 
 def run(*words, **more):
-    command = [sys.executable, "-m", "minibert", "plot", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **more)
+    return forked.run("-m", "minibert", "plot", *words, **more)
 
 
 def test_bounds_are_round_and_hold_all():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -40,9 +41,8 @@ def runs(tiny, tmp_path_factory):
 
 
 def command(*words, **more):
-    words = [sys.executable, "-m", "minibert", "predict", *map(str, words)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, **more)
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
+    done = forked.run("-m", "minibert", "predict", *words, **more)
+    return done.returncode, done.stdout, done.stderr
 
 
 def rows_of(text):

@@ -4,14 +4,13 @@ import copy
 import json
 import math
 import re
-import subprocess
-import sys
 from dataclasses import replace
 
+import forked
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, TINY, seeing
+from conftest import TINY, seeing
 
 from minibert.config import TrainConfig
 from minibert.data.batches import Batch
@@ -240,7 +239,7 @@ def test_the_screen(config):
 
 
 def run(*words):
-    return subprocess.run([sys.executable, "-m", "minibert", "probe", *words], cwd=ROOT, capture_output=True, text=True)
+    return forked.run("-m", "minibert", "probe", *words)
 
 
 def test_json_is_whole(config):

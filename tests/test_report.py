@@ -13,9 +13,9 @@ import subprocess
 import sys
 from dataclasses import asdict
 from html.parser import HTMLParser
-from pathlib import Path
 from xml.etree import ElementTree
 
+import forked
 import numpy as np
 import pytest
 import scipy.stats
@@ -609,8 +609,7 @@ def test_the_command_ends_with_the_answer_and_the_page(tmp_path, capsys):
 
 
 def test_what_is_no_grid_is_one_line_and_exit_2(tmp_path):
-    command = [sys.executable, "-m", "minibert", "report", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    done = forked.run("-m", "minibert", "report", tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "there is no grid.json" in done.stderr

@@ -2,11 +2,10 @@
 
 import hashlib
 import shutil
-import subprocess
-import sys
 import time
 import zipfile
 
+import forked
 import pytest
 
 from minibert import sources
@@ -141,7 +140,7 @@ def test_pip_that_fails_is_one_line(weights, tmp_path, monkeypatch):
 
 
 def test_fetch_command(tiny, weights):
-    done = subprocess.run([sys.executable, "-m", "minibert", "fetch", "no-such/model"], capture_output=True, text=True)
+    done = forked.run("-m", "minibert", "fetch", "no-such/model")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "the hub did not give it" in done.stderr

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import CONTEXT
 
 from minibert.commands import guarded
 from minibert.engine import network
@@ -20,9 +20,6 @@ from minibert.setup import prepare
 from minibert.training import loop, run
 from minibert.training.keeper import Keeper
 from minibert.training.outcome import evaluate_run
-
-CONTEXT = multiprocessing.get_context("forkserver")  # torch is imported once, in the server
-CONTEXT.set_forkserver_preload(["minibert.training.run"])
 
 
 def new_store():
