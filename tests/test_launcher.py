@@ -300,7 +300,7 @@ def rows(path):
 
 def test_a_job_is_saved_and_put_back_at_the_signal_and_comes_to_the_same(tiny, commands, tmp_path):
     submitit = slurm.load()
-    grid = small(tiny, seeds=1, epochs=[40])
+    grid = small(tiny, seeds=1, epochs=[120])
     assert run(grid, tmp_path / "whole", Local(1, 1))[0] == []
     content = json.loads((tmp_path / "whole" / "grid.json").read_text())
     ((name, settings),) = content["runs"].items()
