@@ -285,22 +285,37 @@ def test_auto_is_not_resolved_for_a_gpu_where_there_is_none(tiny, monkeypatch):
 # A job, as submitit starts it on a machine of the cluster
 
 
+HOLDING = """
+import pathlib, time
+from minibert.training.keeper import Keeper
+hold, real = pathlib.Path(__file__).with_name("hold"), Keeper.look
+
+def look(self, *arguments):
+    if hold.exists():
+        hold.with_name("held").touch()
+    while hold.exists():
+        time.sleep(0.01)
+    real(self, *arguments)
+
+Keeper.look = look
+"""
+
+
 def start(folder):
-    """submitit's own local job; where Slurm's would be requeued, it ends with 144."""
+    """submitit's own local job; where Slurm's would be requeued, it ends with 144. It waits behind a step while there
+    is a file `hold` beside it.
+    """
+    (folder / "sitecustomize.py").write_text(HOLDING)
     environment = os.environ | {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": "7", "SLURM_JOB_ID": "7",
-                                "SUBMITIT_PREEMPT_SIGNAL": "USR1"}  # fmt: skip
+                                "SUBMITIT_PREEMPT_SIGNAL": "USR1",
+                                "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}  # fmt: skip
     return subprocess.Popen([sys.executable, "-u", "-m", "submitit.core._submit", str(folder)], cwd=ROOT,
                             env=environment, stdout=-1, stderr=-1)  # fmt: skip
 
 
-def rows(path):
-    file = path / "metrics.jsonl"
-    return file.read_text().count("\n") if file.exists() else 0
-
-
 def test_a_job_is_saved_and_put_back_at_the_signal_and_comes_to_the_same(tiny, commands, tmp_path):
     submitit = slurm.load()
-    grid = small(tiny, seeds=1, epochs=[120])
+    grid = small(tiny, seeds=1, epochs=[3])
     assert run(grid, tmp_path / "whole", Local(1, 1))[0] == []
     content = json.loads((tmp_path / "whole" / "grid.json").read_text())
     ((name, settings),) = content["runs"].items()
@@ -310,24 +325,25 @@ def test_a_job_is_saved_and_put_back_at_the_signal_and_comes_to_the_same(tiny, c
     submission = submitit.helpers.DelayedSubmission(Task(), order)
     submission.set_timeout(60, slurm.RESTARTS)
     submission.dump(folder / "7_submitted.pkl")
-    before = 0
+    hold, held = folder / "hold", folder / "held"
     for state, number, code in (
         ("RUNNING", signal.SIGUSR1, 144),  # the time limit is near
         ("COMPLETING", signal.SIGTERM, 143),  # scancel: it is saved, and not put back
         ("RUNNING", signal.SIGTERM, 144),  # another job has the right of way
     ):
         (commands / "queue").write_text(state)
+        hold.touch()
         process = start(folder)
         until = time.monotonic() + 120
-        while rows(path) <= before:
+        while not held.exists():
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < until
             time.sleep(0.01)
         process.send_signal(number)
+        hold.unlink(), held.unlink()
         said = process.communicate(timeout=60)
         assert process.returncode == code, said
         assert not worker.is_done(path)
-        before = rows(path)
     process = start(folder)
     assert process.wait(timeout=120) == 0
     assert (tmp_path / "g" / "logs" / f"{name}.txt").read_text().count("resuming") == 3
