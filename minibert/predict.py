@@ -91,7 +91,8 @@ def read_inputs(classifier: Classifier, source: str, charset: str, layout: Layou
             texts.pop()
         rows, layout = [(f"{name}, line {i}", {"text": text}) for i, text in enumerate(texts, 1)], Layout()
     else:
-        name, rows = source, read_file(path, path.read_bytes(), charset, needed, layout)
+        with open(path, "rb") as file:
+            name, rows = source, list(read_file(path, file, charset, needed, layout))
     if not rows:
         raise InputError(f"{name}: no texts in it")
     columns = columns_of(rows, needed, needed, layout)

@@ -216,7 +216,7 @@ def within_memory(setup: Setup) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        longest = max(len(ids) for ids in setup.data.train.ids)
+        longest = setup.data.train.ids.lengths.max()
         weights = sum(weight.numel() for weight in setup.model.parameters())
         raise OwnError(
             f"out of memory with {setup.config.batch_size} examples of up to {longest} tokens a pass and {weights:,}"
