@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-PIECE = 65_536  # texts that are gathered at a time
+PIECE = 8192  # texts that are gathered at a time
 
 
 class Names(Sequence[str]):
@@ -42,10 +42,6 @@ class Names(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         return map(self.names.__getitem__, map(int, self.codes))
-
-    def occurring(self) -> list[str]:
-        """The different names that occur, sorted."""
-        return [self.names[code] for code in np.flatnonzero(np.bincount(self.codes, minlength=len(self.names)))]
 
 
 class Coder:
