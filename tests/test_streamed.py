@@ -111,9 +111,7 @@ def test_a_byte_that_does_not_fit_is_named_wherever_it_stands(tmp_path, stream, 
     assert table.texts[len(table.texts) - 1] == "café"
 
 
-@pytest.mark.parametrize(
-    ("first", "words"), [(14, "line 1: no .group., which"), (15, "line 15: no 'group'")]
-)
+@pytest.mark.parametrize(("first", "words"), [(14, "line 1: no .group., which"), (15, "line 15: no 'group'")])
 def test_a_column_that_comes_late(tmp_path, stream, first, words):
     stream()
     lines = [{"text": "a", "label": i % 2} | ({} if i < first else {"group": "g"}) for i in range(20)]
