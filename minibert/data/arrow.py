@@ -68,6 +68,7 @@ def columns(path: Path, file: BinaryIO, names: Collection[str]) -> tuple[list[st
         try:
             with open_files:
                 for batch in batches:
+                    batch.validate(full=True)  # else offsets beyond the end of a hostile file would be followed
                     for first in range(0, batch.num_rows, ROWS):
                         some = batch.slice(first, ROWS)
                         values = [some.column(place).to_pylist() for place in places]

@@ -82,7 +82,7 @@ def watch(command: list[str], cache: Path, seconds: float) -> tuple[dict[str, fl
         if begun is not None and time.monotonic() - begun > seconds:
             child.send_signal(signal.SIGTERM)
             begun = float("inf")
-        time.sleep(0.02)
+        time.sleep(0.05)
     return peaks, log.read_text(encoding="utf-8").splitlines(), child.returncode
 
 
