@@ -105,8 +105,8 @@ def by_class(labels: np.ndarray, generator: np.random.Generator) -> dict[str, np
     for places in by_label(labels):
         rows = generator.permutation(places)
         share = max(1, round(SHARE * len(rows))) if len(rows) >= 3 else 0
-        taken["test"].append(rows[:share])
-        taken["val"].append(rows[share : 2 * share])
+        taken["test"].append(rows[:share].copy())  # a view would keep all the others
+        taken["val"].append(rows[share : 2 * share].copy())
     return {name: np.concatenate(rows) for name, rows in taken.items()}
 
 

@@ -161,7 +161,8 @@ def scan(file: File) -> dict[str, np.ndarray]:
         raise InputError(f"--data {file.path}: no examples in it")
     names = {column: coder.names() for column, coder in coders.items()}
     text = json.dumps({column: values.names for column, values in names.items()})
-    return {column: values.codes.astype(np.int32) for column, values in names.items()} | {
+    return {column: values.codes.astype(np.uint8 if len(values.names) <= 256 else np.int32)
+            for column, values in names.items()} | {
         "names": np.frombuffer(text.encode(), np.uint8), "pairs": np.array([int("text_b" in needed)]),
     }  # fmt: skip
 
