@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -76,7 +76,7 @@ def fewer(
     Raises:
         InputError: more than there are, or fewer than there are classes.
     """
-    own = by_label(labels[rows])
+    own = list(by_label(labels[rows]))
     classes = len(own)
     if not classes <= count <= len(rows):
         raise InputError(
@@ -90,11 +90,11 @@ def fewer(
     return np.sort(np.concatenate(own)[np.lexsort((tie, place))[:count]])
 
 
-def by_label(labels: np.ndarray) -> list[np.ndarray]:
-    """The places of each label that occurs, ascending; the labels in their order."""
-    order = np.argsort(labels, kind="stable")
-    ordered = labels[order]
-    return np.split(order, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1)
+def by_label(labels: np.ndarray) -> Iterator[np.ndarray]:
+    """The places of each label that occurs, ascending; the labels in their order. One after another, since all of them
+    at once are 8 bytes a row.
+    """
+    return (np.flatnonzero(labels == label) for label in np.unique(labels))
 
 
 def by_class(labels: np.ndarray, generator: np.random.Generator) -> dict[str, np.ndarray]:
