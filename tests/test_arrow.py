@@ -1,5 +1,6 @@
 """minibert/data/arrow.py: Parquet and Arrow files are the rows that a .csv of them is, or are refused in one line."""
 
+import struct
 import sys
 
 import pytest
@@ -124,6 +125,19 @@ def test_a_text_that_is_not_utf_8(tmp_path):
     texts = pa.Array.from_buffers(pa.string(), 2, pa.array([b"ok", b"caf\xe9"]).buffers())
     with pytest.raises(InputError, match="cannot be read: 'utf-8' codec can't decode"):
         read(put(tmp_path / "a.parquet", {"text": texts, "label": ["a", "b"]}))
+
+
+@pytest.mark.parametrize("end", [1_000_000_000, -5])
+@pytest.mark.parametrize(("name", "kind"), KINDS[2:])
+def test_offsets_beyond_the_end_are_not_followed(tmp_path, name, kind, end):
+    """Unchecked, they end the process."""
+    columns = {"text": ["a" * 77, "b" * 91], "label": ["a", "b"]}
+    path = put(tmp_path / name, columns, "stream" if kind == "stream" else "file")
+    good = struct.pack("<3i", 0, 77, 168)
+    assert path.read_bytes().count(good) == 1
+    path.write_bytes(path.read_bytes().replace(good, struct.pack("<3i", 0, 77, end)))
+    with pytest.raises(InputError, match="cannot be read: .*offset"):
+        read(path)
 
 
 def test_a_column_that_unpacks_to_more_than_it_may(tmp_path, monkeypatch):

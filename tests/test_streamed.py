@@ -16,6 +16,7 @@ from minibert.config import TrainConfig
 from minibert.data import load_dataset, read_table, streamed
 from minibert.data.streamed import Streamed
 from minibert.errors import InputError, Stopped
+from minibert.progress import Progress
 from minibert.tokenizer import Tokenizer
 from minibert.training.run import resume, train
 
@@ -227,6 +228,25 @@ def test_without_a_cache_all_is_there_but_in_memory(tiny, tmp_path, stream, monk
     (tmp_path / "file").touch()
     monkeypatch.setenv("MINIBERT_CACHE", str(tmp_path / "file" / "below"))
     equal(load_dataset(TrainConfig(data=str(path)), Tokenizer.load(tiny)).train, expected.train)
+
+
+def test_how_far_it_is_is_said(tiny, tmp_path, stream, monkeypatch, capsys):
+    stream()
+
+    class Always(Progress):
+        def __init__(self, total):
+            super().__init__(total)
+            self.interval = -1
+
+    monkeypatch.setattr(streamed, "Progress", Always)
+    monkeypatch.setattr(data_module, "Progress", Always)
+    path = write(tmp_path / "a.csv", "plain")
+    load_dataset(TrainConfig(data=str(path)), Tokenizer.load(tiny))
+    lines = capsys.readouterr().err.splitlines()
+    # 200 rows, 7 at a time; then 12 shards of 16 texts, 5 at a time, and one of 8
+    assert [line.split()[0] for line in lines] == ["reading"] * 29 + ["tokenizing"] * 50
+    assert lines[-1].split() == ["tokenizing", "100%", "0m00s", "left"]
+    assert lines[0].startswith("reading a.csv  ")
 
 
 @pytest.fixture

@@ -181,21 +181,21 @@ def tokenize(
     for part in (str(max_length), *parts_of(texts), "" if pairs is None else "pairs", *parts_of(pairs or [])):
         key.update(hashlib.sha256(part.encode("utf-8", "surrogatepass")).digest())
     rows, read = zip(texts, repeat("") if pairs is None else pairs), 0
-    bar, shards, mapped = Progress(max(1, len(texts))), [], len(texts) > SHARD
-    for first in range(0, len(texts), SHARD):
-        count = min(SHARD, len(texts) - first)
-        cached = cache_folder() / f"{key.hexdigest()}-{first // SHARD}.safetensors"
-        shard = load_shard(cached, count, mapped)
-        if shard is None:
-            deque(islice(rows, first - read), maxlen=0)
-            read = first + count
-            made = tokenized(tokenizer, islice(rows, count), pairs is not None, max_length, bar)
-            write_checked(cached, made)
-            shard = load_shard(cached, count, mapped) if mapped else made
-        else:
-            bar.done = bar.skipped = bar.done + count
-        shards.append(shard or made)  # in memory, where the cache cannot be written
-    bar.clear()
+    shards, mapped = [], len(texts) > SHARD
+    with Progress(max(1, len(texts))) as bar:
+        for first in range(0, len(texts), SHARD):
+            count = min(SHARD, len(texts) - first)
+            cached = cache_folder() / f"{key.hexdigest()}-{first // SHARD}.safetensors"
+            shard = load_shard(cached, count, mapped)
+            if shard is None:
+                deque(islice(rows, first - read), maxlen=0)
+                read = first + count
+                made = tokenized(tokenizer, islice(rows, count), pairs is not None, max_length, bar)
+                write_checked(cached, made)
+                shard = load_shard(cached, count, mapped) if mapped else made
+            else:
+                bar.done = bar.skipped = bar.done + count
+            shards.append(shard or made)  # in memory, where the cache cannot be written
     ids = [Part(shard["ids"].view(np.uint16) if shard["ids"].dtype == np.int16 else shard["ids"], shard["starts"])
            for shard in shards]  # fmt: skip
     types = None if pairs is None else Texts([Part(shard["types"], shard["starts"]) for shard in shards], SHARD)

@@ -136,27 +136,29 @@ def scan(file: File) -> dict[str, np.ndarray]:
         `label` and, where they are there, `group` and `split`: codes; `names`: of all, as JSON; `pairs`: 1 with second
         texts, else 0.
     """
-    bar = Progress(max(1, file.stamp[0]))
     needed: Sequence[str] = (*NEEDED, *file.layout.names)
     coders: dict[str, Coder] = {}
-    first, count, rows = "", 0, file.rows(bar)
-    while some := list(islice(rows, ROWS)):
-        columns = columns_of(some, needed, layout=file.layout)
-        if not count:
-            first, needed = some[0][0], tuple(columns)
-            coders = {column: Coder() for column in columns if column not in TEXTS}
-        late = [column for column in columns if column not in needed]
-        if late:
-            raise InputError(f"{first}: no {file.layout.name(late[0])!r}, which is in rows behind it")
-        count += len(some)
-        for column, coder in coders.items():
-            coder.add(columns[column])
-        if len(coders["label"].places) > MOST:
-            raise InputError(f"{some[-1][0]}: {len(coders['label'].places):,} different labels by here; {MOST:,} are"
-                             " the most: is it the right column?")  # fmt: skip
-        if count > MOST_ROWS:
-            raise InputError(f"{file.path} has more than {MOST_ROWS:,} rows, which are the most")
-    bar.clear()
+    first, count = "", 0
+    with Progress(max(1, file.stamp[0])) as bar:
+        rows = file.rows(bar)
+        while some := list(islice(rows, ROWS)):
+            columns = columns_of(some, needed, layout=file.layout)
+            if not count:
+                first, needed = some[0][0], tuple(columns)
+                coders = {column: Coder() for column in columns if column not in TEXTS}
+            late = [column for column in columns if column not in needed]
+            if late:
+                raise InputError(f"{first}: no {file.layout.name(late[0])!r}, which is in rows behind it")
+            count += len(some)
+            for column, coder in coders.items():
+                coder.add(columns[column])
+            if len(coders["label"].places) > MOST:
+                raise InputError(
+                    f"{some[-1][0]}: {len(coders['label'].places):,} different labels by here; {MOST:,} are the most:"
+                    " is it the right column?"
+                )
+            if count > MOST_ROWS:
+                raise InputError(f"{file.path} has more than {MOST_ROWS:,} rows, which are the most")
     if not count:
         raise InputError(f"--data {file.path}: no examples in it")
     names = {column: coder.names() for column, coder in coders.items()}

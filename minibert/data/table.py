@@ -140,7 +140,8 @@ def read_file(
     try:
         yield from READERS[path.suffix.lower()](path, file, charset, needed, layout)
     except UnicodeError as error:
-        raise wrong_charset(path, wrong_byte(file, charset) or error, charset) from None
+        place = wrong_byte(file, charset)
+        raise wrong_charset(path, error if place is None else place, charset) from None
 
 
 def table_of_rows(name: str, digest: str, rows: list[Row], layout: Layout = Layout()) -> Table:
