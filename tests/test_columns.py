@@ -33,6 +33,7 @@ def test_texts_are_what_they_were_made_of(texts):
 
 
 def test_some_of_some_texts(texts):
+    assert texts[ORDER].rows is ORDER
     assert same(texts[ORDER], [ROWS[i] for i in ORDER])
     assert same(texts[ORDER][5:30:2], [ROWS[i] for i in ORDER[5:30:2]])
     assert same(texts[::-1][ORDER], [ROWS[49 - i] for i in ORDER])
