@@ -61,6 +61,7 @@ def engine_of(setup: Setup, plan: Plan, say: Say) -> Engine:
         Schedule(config.lr, total, warmup_steps(config.warmup, total)), accumulate=config.accumulate,
         weight_decay=config.weight_decay, bias_correction=config.bias_correction, clip=config.clip,
         loss=loss_of(setup), say=say, late=encoder if config.freeze_encoder_epochs else (),
+        checkpointing=config.gradient_checkpointing,
     )  # fmt: skip
 
 

@@ -218,8 +218,9 @@ def within_memory(setup: Setup) -> Iterator[None]:
             raise
         longest = max(len(ids) for ids in setup.data.train.ids)
         weights = sum(weight.numel() for weight in setup.model.parameters())
+        again = "" if setup.config.gradient_checkpointing else ", add --gradient-checkpointing"
         raise OwnError(
             f"out of memory with {setup.config.batch_size} examples of up to {longest} tokens a pass and {weights:,}"
             f" weights ({str(error).strip() or type(error).__name__}); lower --batch-size (--accumulate makes up for"
-            " it) or --max-length, or take a smaller --model"
+            f" it) or --max-length{again}, or take a smaller --model"
         ) from None

@@ -36,7 +36,7 @@ from minibert.setup import Ground, settle
 BYTES = 1e9, 30  # a job's memory: torch and data, and for each weight: weight, gradient, moments, copies in passing
 ALWAYS = ("data", "model", "examples", "epochs", "batch_size", "lr", "warmup", "precision")
 SEEDLESS = ("lr", "warmup", "epochs", "seed", "out", "weight_decay", "clip", "bias_correction", "stop_on_collapse",
-            "class_weights", "label_smoothing", "select", "early_stopping")  # fmt: skip
+            "class_weights", "label_smoothing", "gradient_checkpointing", "select", "early_stopping")  # fmt: skip
 
 
 @dataclass(frozen=True)
