@@ -68,7 +68,8 @@ def demand(
     multiple = length_multiple([data.train, data.val])
     longest = int(lengths_of(data.val, multiple).max())
     batch = largest_batch(config, data.train, machine, multiple)
-    return foretell(model, words, batch, longest, machine, config.accumulate, config.gradient_checkpointing)
+    updates = config.epochs * -(-len(data.train) // (config.batch_size * config.accumulate))
+    return foretell(model, words, batch, longest, machine, config.accumulate, config.gradient_checkpointing, updates)
 
 
 def largest_batch(config: TrainConfig, examples: Examples, machine: Machine, multiple: int) -> list[int]:

@@ -46,7 +46,7 @@ def test_a_run_says_what_it_takes_of_what_is_free(config, monkeypatch):
 def test_a_run_that_cannot_fit_is_refused_before_its_model_is_built(config, monkeypatch, tmp_path):
     monkeypatch.setattr(setup, "initialize", lambda *_: pytest.fail("a model was built"))
     monkeypatch.setattr(room, "free", lambda machine: 8e9)
-    monkeypatch.setattr(room, "foretell", lambda *a: Memory(2e9, 3e9, 0, 2e9 if a[-1] else 9e9))
+    monkeypatch.setattr(room, "foretell", lambda *a: Memory(2e9, 3e9, 0, 2e9 if a[-2] else 9e9))
     with pytest.raises(InputError) as refused:
         train(config, str)
     assert str(refused.value) == (

@@ -13,6 +13,7 @@ from torch import Tensor
 from minibert.data import Examples
 from minibert.engine.graph import CudaGraphs, Recorded
 from minibert.engine.machine import Machine
+from minibert.engine.memory import tidy
 from minibert.engine.network import Network, call_again, half_weights, length_multiple, network_for, with_copies
 from minibert.engine.optimizer import WORTH_COMPILING, AdamW, LossScaler, Schedule
 from minibert.engine.step import Loss, State, Sums, alone, classification, step
@@ -128,6 +129,8 @@ def assemble(
         if why_not:
             say(f"the optimizer stays uncompiled, up to a third slower a step: {why_not}")
     way = call_again if checkpointing else call
+    if checkpointing and machine.device.type == "cpu":
+        tidy()
     computing = network(with_copies(trained, half), machine, words.pad_id, length_multiple(renumbered), way)
     scaler = LossScaler(machine.name == "fp16", device=machine.device)
     state = State(computing, optimizer, scaler, Sums(machine.device), numbers_of(optimizer, schedule), clip, loss)

@@ -12,7 +12,10 @@ tests/test_memory.py counts what autograd keeps; `python -m minibert bench --mem
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from torch import nn
 
 from minibert.engine.machine import Machine
 from minibert.engine.network import PORTION, ROWS
+from minibert.engine.optimizer import WORTH_COMPILING
 from minibert.model import BertClassifier
 
 try:
@@ -31,6 +35,12 @@ except ImportError:  # Windows has no such limits
 
 Bytes = float
 PLAIN = 4  # bytes a number in float32
+
+# What glibc holds of blocks that are free, in holes that the next ones do not fit into, for each byte of activations
+# that is in use (measured: docs/scale.md). `tidy` mends that, in exchange for time.
+HOLES = 0.4
+
+COMPILER = 0.2e9  # bytes: torch's, once it is imported, which torch's checkpointing does, too
 
 # What was measured was never below this share of what was foretold (docs/scale.md).
 SURE = 0.8
@@ -45,12 +55,14 @@ class Memory:
         moments: AdamW's.
         gradients: as far as they are there at that moment.
         activations: what the forward pass keeps for the backward pass, and what both make in passing.
+        code: what has to be imported for the run.
     """
 
     weights: Bytes
     moments: Bytes
     gradients: Bytes
     activations: Bytes
+    code: Bytes = 0
 
     @property
     def total(self) -> Bytes:
@@ -59,7 +71,7 @@ class Memory:
     @property
     def held(self) -> Bytes:
         """What does not depend on the batches."""
-        return self.weights + self.moments + self.gradients
+        return self.weights + self.moments + self.gradients + self.code
 
 
 def foretell(
@@ -70,6 +82,7 @@ def foretell(
     machine: Machine,
     accumulate: int = 1,
     checkpointing: bool = False,
+    updates: int = 0,
 ) -> Memory:
     """
     Args:
@@ -78,6 +91,7 @@ def foretell(
         batch: the tokens of each text of the largest forward pass, with what is padded.
         longest: tokens of the longest text that is evaluated.
         machine: where it runs.
+        updates: that the run will take; of many, the update is compiled.
     """
     table = model.bert.embeddings.word.weight
     rows = words * table.shape[1]
@@ -103,8 +117,19 @@ def foretell(
         (gradients, evaluation(model, longest, machine)),
         (gradients, PLAIN * table.numel()),  # the table is made whole, to be saved
     ]
-    most = max(at_once, key=sum)
-    return Memory(weights, 2 * PLAIN * trained, *most)
+    most, passing = max(at_once, key=sum)
+    code = COMPILER * (checkpointing or updates * trained > WORTH_COMPILING)
+    loose = machine.device.type == "cpu" and not checkpointing
+    return Memory(weights, 2 * PLAIN * trained, most, passing * (1 + HOLES * loose), code)
+
+
+def tidy() -> None:
+    """From now on this process gives back blocks of a megabyte and more as soon as they are free, where the C library
+    is glibc. Left to itself it keeps those of up to 32 MB.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
 
 
 def activations(
