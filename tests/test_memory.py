@@ -151,7 +151,7 @@ def test_what_is_free_is_the_least_that_anything_leaves(tmp_path, monkeypatch):
 @linux
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_process_takes_what_was_foretold(checkpointing):
-    case = MemoryCase("minilm", 24, 128, "fp32", checkpointing)
+    case = MemoryCase("minilm", 8, 128, "fp32", checkpointing)
     told, seen = outlook(case), measure(case)
     assert SURE * told < seen < told / SURE
     row = vars(case) | {"foretold": told, "measured": seen}
