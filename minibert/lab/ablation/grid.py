@@ -21,6 +21,7 @@ import json
 import math
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
@@ -179,9 +180,22 @@ def varying(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in FIELDS if len({json.dumps(run.get(name)) for run in runs}) > 1]
 
 
-def label_of(settings: Mapping[str, Any], names: Sequence[str]) -> str:
-    """A run in a few words: its start, then what else varies."""
-    rest = [f"{flag(name)[2:]} {shown(settings[name])}" for name in names if name != "init"]
+def usual(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of each setting that varies, the value that more than half of the runs have, or None."""
+    most = {}
+    for name in varying(runs):
+        value, count = Counter(json.dumps(run.get(name)) for run in runs).most_common(1)[0]
+        most[name] = json.loads(value) if 2 * count > len(runs) else None
+    return most
+
+
+def label_of(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
+    """A run in a few words: its start, then what else varies and is not as `usual`."""
+    rest = [
+        f"{flag(name)[2:]} {shown(settings[name])}"
+        for name, most in usual.items()
+        if name != "init" and (most is None or settings[name] != most)
+    ]
     return " ".join([str(settings["init"]), *rest])
 
 
