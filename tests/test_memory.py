@@ -117,6 +117,13 @@ def test_the_moment_that_takes_most_decides():
     assert again.activations < many.activations
 
 
+def test_on_a_gpu_there_are_no_words_but_those_that_occur():
+    with torch.device("meta"):
+        model = BertClassifier(TINY)
+    here, there = (foretell(model, 10, [4], 4, Machine("fp32", "", torch.device(kind))) for kind in ("cpu", "cuda"))
+    assert here.weights - there.weights == 4 * TINY.vocab_size * TINY.hidden_size
+
+
 def test_what_is_free_is_the_least_that_anything_leaves(tmp_path, monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY,) * 2)
     assert free(FP32, tmp_path) is None

@@ -101,11 +101,12 @@ def foretell(
     matrices = sum(size for p, size in sizes if id(p) in linear) if machine.name != "fp32" else 0
     copies = matrices if machine.name == "bf16" and accumulate == 1 else 0
     casts = matrices - copies  # autocast's, as long as the forward pass of their layer is remembered
-    weights = PLAIN * (sum(size for _, size in sizes) + table.numel()) + 2 * copies
+    on_cpu = machine.device.type == "cpu"  # the whole table and the compiler always are
+    weights = PLAIN * (sum(size for _, size in sizes) + table.numel() * on_cpu) + 2 * copies
     gradients = PLAIN * (trained - copies) + 2 * copies
     if machine.processes.world > 1:
         gradients += PLAIN * copies  # added up over processes in float32
-    if machine.device.type == "cuda":
+    if not on_cpu:
         gradients *= 2  # joined for the update
     kept, layer = activations(model, batch, machine, checkpointing)
     depth = len(model.bert.layers)
@@ -115,12 +116,11 @@ def foretell(
         (gradients if accumulate > 1 else 0, kept + layer),  # the backward pass begins
         (gradients, layer),  # it ends
         (gradients, evaluation(model, longest, machine)),
-        (gradients, PLAIN * table.numel()),  # the table is made whole, to be saved
+        (gradients, PLAIN * table.numel() * on_cpu),  # the table is made whole, to be saved
     ]
     most, passing = max(at_once, key=sum)
-    code = COMPILER * (checkpointing or updates * trained > WORTH_COMPILING)
-    loose = machine.device.type == "cpu" and not checkpointing
-    return Memory(weights, 2 * PLAIN * trained, most, passing * (1 + HOLES * loose), code)
+    code = COMPILER * on_cpu * (checkpointing or updates * trained > WORTH_COMPILING)
+    return Memory(weights, 2 * PLAIN * trained, most, passing * (1 + HOLES * (on_cpu and not checkpointing)), code)
 
 
 def tidy() -> None:
