@@ -22,9 +22,10 @@ class LostProcessError(OwnError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it is Python's, torch's on a GPU, or torch's on a CPU, which is a RuntimeError like any other."""
+    """Whether it is Python's, torch's on a GPU, or torch's or oneDNN's on a CPU, RuntimeErrors like any other."""
     own = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return own or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    texts = ("DefaultCPUAllocator", "could not create a primitive", "could not create a memory object")
+    return own or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
 
 
 class Stopped(KeyboardInterrupt):
