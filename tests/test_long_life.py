@@ -60,21 +60,26 @@ def test_a_slope_and_its_error():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux about memory and open files")
 @pytest.mark.parametrize(
-    ("epochs", "bound"), [(50, 2000), pytest.param(1250, 100, marks=pytest.mark.slow)], ids=["short", "long"]
-)
-def test_memory_and_handles_are_flat(tiny, tmp_path, epochs, bound):
-    """40 steps an epoch, with snapshots between. From the second fifth on: bytes a step, of which two standard errors
-    more than the slope must stay below `bound`.
+    ("epochs", "precision", "bound"),
+    [(5, "fp32", 1000), pytest.param(125, "fp32", 50, marks=pytest.mark.slow),
+     pytest.param(125, "bf16", 50, marks=pytest.mark.slow)],
+    ids=["short", "long", "long-bf16"],
+)  # fmt: skip
+def test_memory_and_handles_are_flat(tiny, tmp_path, epochs, precision, bound):
+    """400 steps an epoch, with snapshots between. In the second half, when torch has a kernel for each shape: bytes a
+    step, of which the slope and two standard errors more must stay below `bound`. An epoch's row takes about 25.
     """
-    rows = [f"{' '.join(str((7 * i + n) % 50 + 50 * (i % 2)) for n in range(1 + i % 9))},{i % 2}" for i in range(400)]
+    rows = [f"{' '.join(str((7 * i + n) % 50 + 50 * (i % 2)) for n in range(1 + i % 9))},{i % 2}" for i in range(4000)]
     (tmp_path / "numbers.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
     samples = watched(["--data", str(tmp_path / "numbers.csv"), "--model", str(tiny), "--out", str(tmp_path / "run"),
-                       "--epochs", str(epochs), "--batch-size", "8", "--save-every", "0.01"], epochs // 5)  # fmt: skip
-    assert samples[-1, 0] == 40 * epochs
-    steps, memory, handles, _ = samples[len(samples) // 5 :].T
+                       "--epochs", str(epochs), "--batch-size", "8", "--save-every", "0.01", "--precision", precision],
+                      4 * epochs)  # fmt: skip
+    assert samples[-1, 0] == 400 * epochs
+    steps, memory, handles, _ = samples[len(samples) // 2 :].T
     found, error = slope(steps, memory)
-    print(f"{samples[-1, 0]:,.0f} steps, {len(steps)} samples: {found:.2f} +- {error:.2f} bytes a step, "
-          f"{memory[0] / 2**20:.1f} to {memory[-1] / 2**20:.1f} MB, {min(handles)} to {max(handles)} handles")  # fmt: skip
+    print(f"{samples[-1, 0]:,.0f} steps, {len(steps)} samples from step {steps[0]:,.0f} on: {found:.1f} +- {error:.1f} "
+          f"bytes a step, {memory[0] / 1e6:.1f} to {memory[-1] / 1e6:.1f} MB (first sample {samples[0, 1] / 1e6:.1f}); "
+          f"{handles.min():.0f} to {handles.max():.0f} handles")  # fmt: skip
     assert found + 2 * error < bound
     assert handles.max() == handles.min()
 
