@@ -34,7 +34,7 @@ def main() -> None:
             with suppress(InputError):
                 target(Path(folder).resolve(), data)
 
-        atheris.Setup([*sys.argv, "-timeout=20", "-rss_limit_mb=2048"], one)
+        atheris.Setup([sys.argv[0], "-timeout=20", "-rss_limit_mb=2048", *sys.argv[1:]], one)
         atheris.Fuzz()
 
 

@@ -80,12 +80,14 @@ def plan(grid: Grid, path: Path, scale: float, own_examples: bool, command: str)
 
     runs: dict[str, Run] = {}
     for asked in grid.configs():
-        config = replace(asked, **{name: value for name, value in settled.items() if getattr(asked, name) == "auto"})
+        left = {name: value for name, value in settled.items() if getattr(asked, name) == "auto"}
+        config = replace(asked, **left) if left else asked
         config = fitted(config, lambda c: ground_of(replace(c, examples="all")), scale, own_examples)
         ground = ground_of(config)
         resolved = {name: getattr(ground.config, name) for name in ("model", "data", "pool", "precision")}
-        settings = settings_of(replace(config, **resolved))
-        runs.setdefault(name_of(settings), Run(name_of(settings), settings, work_of(ground, config.epochs)))
+        settings = settings_of(config) | resolved
+        name = name_of(settings)
+        runs.setdefault(name, Run(name, settings, work_of(ground, config.epochs)))
     data = {ground.config.data: ground.data.sha256 for ground in grounds.values()}
     for name, was in before.get("data", {}).items():
         if data.get(name, was) != was:
