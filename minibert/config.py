@@ -49,7 +49,9 @@ class TrainConfig:
     steps: int = setting(16, "data", "values a channel, by averaging")
     grid_cells: int = setting(1000, "data", "cells in all, for --encoding grid")
 
-    model: str = setting("auto", "model", "a folder, a name on the hub, minilm-l6, or auto: what suits this machine")
+    model: str = setting(
+        "auto", "model", "a folder, a name on the hub, minilm-l6, a size for random starts (12x768), or auto"
+    )
     init: str = setting("pretrained", "model", "starting weights: pretrained, random, or a scheme between (README)")
     pool: str = setting(
         "auto", "model", "what the head reads: [CLS] through BERT's pooler, the mean, or all tokens; auto: tokens where"

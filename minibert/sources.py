@@ -2,12 +2,14 @@
 
 A path is used as it is. A name is looked for in weights/NAME, then on the hub (with huggingface_hub, which
 `tokenizers` brings: its cache, resume, offline switch and mirrors apply). `minilm-l6` comes from the package
-index, so that a real pretrained BERT can be had with nothing but pip. `auto` is what suits the machine.
+index, so that a real pretrained BERT can be had with nothing but pip. `auto` is what suits the machine. A size such as
+12x768 is a BERT of so many layers and so wide, for random starts.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +41,8 @@ PACKAGE_FILES = {
 LARGEST = 2**30  # bytes of one of them, unpacked
 HUB_FILES = ("config.json", "model.safetensors", "tokenizer_config.json", *TOKENIZER_FILES)
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+SIZE = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,4})", re.ASCII)  # layers x width
+HEAD = 64  # channels of an attention head, as in all of BERT's published sizes
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,10 @@ def resolve(model: str, need_weights: bool = True, say: Say = print) -> Source:
         return _checked(model, folder, need_weights)
     if model == SMALL:
         return _checked(model, fetch(model, say), need_weights)
+    if SIZE.fullmatch(model):
+        if need_weights:
+            raise InputError(f"--model {model} is a size, which has no weights; --init random and others need none")
+        return _checked(model, _of_size(model, say), need_weights)
     return _checked(model, _from_hub(model, say), need_weights)
 
 
@@ -136,27 +145,64 @@ def fetch(name: str, say: Say = print) -> Path:
     if folder.is_dir():
         say(f"{name} is there already: {folder}")
         return folder
+
+    def fill(new: Path) -> None:
+        if name == SMALL:
+            with tempfile.TemporaryDirectory(dir=new.parent) as scratch:
+                _unpack(_download_package(Path(scratch), say), new)
+        else:
+            copy = _from_hub(name, say)
+            for file in HUB_FILES:
+                if (copy / file).is_file():
+                    shutil.copy(copy / file, new / file)
+
+    _put(name, fill)
+    say(f"{name} lies in {folder}")
+    return folder
+
+
+def _of_size(size: str, say: Say) -> Path:
+    """A folder for a BERT of LAYERSxWIDTH in BERT's proportions (Devlin et al. 2018, section 3): heads of 64 channels,
+    a feed-forward four times as wide, and the words of bert-base-uncased, which minilm-l6 has too.
+
+    Raises:
+        InputError: the width is no multiple of 64; the folder cannot be written.
+    """
+    from minibert.model import BertConfig  # imports torch, which a fetch does without
+
+    layers, width = map(int, size.split("x"))
+    if width % HEAD:
+        raise InputError(f"--model {size}: the width must be a multiple of {HEAD}, the channels of a head")
+    config = BertConfig(
+        hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // HEAD, intermediate_size=4 * width
+    )
+    words = resolve(SMALL, need_weights=False, say=say).path
+
+    def fill(new: Path) -> None:
+        (new / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        for file in TOKENIZER_FILES:
+            if (words / file).is_file():
+                shutil.copy(words / file, new / file)
+
+    return _put(size, fill)
+
+
+def _put(name: str, fill: Callable[[Path], None]) -> Path:
+    """weights/NAME, filled whole or not at all."""
+    folder = weights_folder() / name
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch:
+        with tempfile.TemporaryDirectory(dir=weights_folder(), prefix=".fetch-") as scratch:
             new = Path(scratch) / "new"
             new.mkdir()
-            if name == SMALL:
-                _unpack(_download_package(Path(scratch), say), new)
-            else:
-                copy = _from_hub(name, say)
-                for file in HUB_FILES:
-                    if (copy / file).is_file():
-                        shutil.copy(copy / file, new / file)
+            fill(new)
             try:
-                folder.parent.joinpath(name).parent.mkdir(parents=True, exist_ok=True)
                 os.rename(new, folder)
             except OSError:  # another process was quicker: its copy is as good
                 if not folder.is_dir():
                     raise
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error}; set MINIBERT_WEIGHTS to a folder you can write") from None
-    say(f"{name} lies in {folder}")
     return folder
 
 

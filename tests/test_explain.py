@@ -47,7 +47,7 @@ def test_pieces_are_joined_to_words_as_they_were_written(runs):
 
 
 def test_the_score_is_that_of_the_class_asked_about(runs):
-    classifier = Classifier.load(runs["texts"])
+    classifier = Classifier(runs["texts"], precision="fp32")  # as explain is, whatever the run was trained in
     p = classifier.predict_proba(["7 80"])[0]
     found = {name: explain(classifier, ["7 80"], label=name, steps=30)[0] for name in classifier.labels}
     for place, name in enumerate(classifier.labels):
@@ -250,7 +250,7 @@ def test_the_heads_are_those_asked_for(runs, tmp_path, monkeypatch):
     drawn, out = {}, str(tmp_path / "a.svg")
     monkeypatch.setattr(pictures, "attention", lambda title, heads, tokens: drawn.update(heads) or "<svg/>")
     main(["explain", str(runs["texts"]), "1 a", "--attention", "2", "--out", out])
-    classifier = Classifier.load(runs["texts"])
+    classifier = Classifier(runs["texts"], precision="fp32")
     weights = attention_weights(classifier.network.model.bert, classifier.tokenizer("1 a").input_ids)[1][0].numpy()
     assert list(drawn) == [f"head {number}" for number in range(1, 5)]
     np.testing.assert_allclose(list(drawn.values()), weights, atol=1e-5)

@@ -224,7 +224,7 @@ def test_training_loss_is_weighed_and_smoothed_and_validation_loss_is_not(config
     rows = (tmp_path / "numbers.jsonl").read_text().splitlines()
     (tmp_path / "numbers.jsonl").write_text("\n".join(rows[:55]))  # 40 of one class, 15 of the other
     config = replace(config, lr=1e-30, dropout="0", epochs=1, batch_size=5, accumulate=2, class_weights="balanced",
-                     label_smoothing=0.2, weight_decay=0.0)  # fmt: skip
+                     label_smoothing=0.2, weight_decay=0.0, precision="fp32")  # fmt: skip
     setup = prepare(config, str)
     row = rows_of(train(config, str))[0]
     train_split, val_split = setup.data.train, setup.data.val

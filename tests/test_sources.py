@@ -9,8 +9,10 @@ import forked
 import pytest
 
 from minibert import sources
+from minibert.checkpoint import read_config
 from minibert.errors import InputError
 from minibert.files import sha256
+from minibert.model import BertConfig
 
 
 @pytest.fixture
@@ -65,6 +67,29 @@ def test_a_name_that_cannot_be_had_fails_soon_and_is_never_replaced(weights):
     with pytest.raises(InputError, match="bert-base-uncased.*--model minilm-l6"):
         sources.resolve("bert-base-uncased")
     assert time.monotonic() - start < 30
+
+
+def test_a_size_is_a_bert_without_weights(tiny, weights, monkeypatch):
+    monkeypatch.setattr(sources, "_from_hub", never)
+    shutil.copytree(tiny, weights / "minilm-l6")
+    source = sources.resolve("3x128", need_weights=False)
+    config = read_config(source.path)
+    assert (config.num_hidden_layers, config.hidden_size, config.intermediate_size) == (3, 128, 512)
+    assert config.num_attention_heads == 2
+    assert config.vocab_size == BertConfig().vocab_size
+    assert (source.path / "vocab.txt").read_bytes() == (tiny / "vocab.txt").read_bytes()
+    before = {file.name: file.stat().st_mtime_ns for file in source.path.iterdir()}
+    assert sources.resolve("3x128", need_weights=False) == source
+    assert {file.name: file.stat().st_mtime_ns for file in source.path.iterdir()} == before
+    assert sources.resolve("12x768", need_weights=False).path.is_dir()
+    assert read_config(weights / "12x768") == BertConfig()
+    for size in ("2x128", "3x128"):  # one that is not there yet, one that is
+        with pytest.raises(InputError, match="--init random"):
+            sources.resolve(size)
+    assert not (weights / "2x128").exists()
+    with pytest.raises(InputError, match="multiple of 64"):
+        sources.resolve("3x100", need_weights=False)
+    assert sorted(file.name for file in weights.iterdir()) == ["12x768", "3x128", "minilm-l6"]
 
 
 def test_auto_takes_what_lies_there(tiny, weights, monkeypatch):
