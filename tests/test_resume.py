@@ -197,7 +197,7 @@ def test_a_best_epoch_that_is_gone_is_said_by_all(config, monkeypatch, name):
 def test_a_run_that_has_ended_and_lost_its_model_says_so(config):
     path = train(config, str)
     shutil.rmtree(path / "model")
-    for act, said in ((evaluate_run, "the best epoch, is gone"), (resume, "has ended, and .*model, its best epoch, is")):
+    for act, said in ((evaluate_run, "the best epoch, is gone"), (resume, "has ended, and .*, its best epoch, is")):
         with pytest.raises(InputError, match=f"{said}.*; start the run anew"):
             act(path)
 

@@ -49,8 +49,8 @@ class Keeper:
             self.saved = time.monotonic()
 
     def heed(self, cursor: Cursor, save: Callable[[Cursor], None]) -> None:
-        """Where nothing is trained, as inside a validation: `look`, if a signal came. Of several processes, which may be
-        at different places there, the next step's look answers it.
+        """Where nothing is trained, as inside a validation: `look`, if a signal came. Several processes may be at
+        different places there; the look behind their next step answers it.
         """
         if self.told and here().world == 1:
             self.look(cursor, save)

@@ -3,8 +3,8 @@
 The first byte of an input says how the rest is taken: as the file itself, or as choices by which a good file is
 spoiled: numbers that are no numbers or enormous, parts left out or there twice, bytes overwritten, the end cut off.
 
-A finding is any other error, a refusal without a word or of more than LONGEST letters, and whatever is written outside the folder, started, or
-connected to meanwhile.
+A finding is any other error, a refusal without a word or of more than LONGEST letters, and whatever is written outside
+the folder, started, or connected to meanwhile.
 """
 
 from __future__ import annotations
