@@ -23,7 +23,7 @@ import torch
 
 from minibert.config import TrainConfig
 from minibert.errors import InputError, Say
-from minibert.files import locked, read_json, write_json
+from minibert.files import is_leftover, locked, read_json, write_json
 from minibert.lab.ablation.grid import FORMAT, Grid, check_content, label_of, name_of, settings_of, shown, varying
 from minibert.lab.ablation.launcher import PENDING, RUNNING, Launcher, Order
 from minibert.lab.ablation.local import Local
@@ -32,6 +32,7 @@ from minibert.lab.workloads import forward_work
 from minibert.lines import tell
 from minibert.progress import duration
 from minibert.setup import Ground, settle
+from minibert.training.folder import sweep
 
 BYTES = 1e9, 30  # a job's memory: torch and data, and for each weight: weight, gradient, moments, copies in passing
 ALWAYS = ("data", "model", "examples", "epochs", "batch_size", "lr", "warmup", "precision")
@@ -133,7 +134,9 @@ def read_grid(path: Path) -> dict[str, Any]:
         InputError: the folder holds something else.
     """
     if not (path / "grid.json").exists():
-        if path.exists() and (not path.is_dir() or {part.name for part in path.iterdir()} - {"locks"}):
+        if path.exists() and (
+            not path.is_dir() or any(part.name != "locks" and not is_leftover(part) for part in path.iterdir())
+        ):
             raise InputError(f"--out {path} holds no grid but other files; choose another folder")
         return {}
     content = read_json(path / "grid.json")
@@ -365,6 +368,7 @@ def ablate(
         return []
     path.mkdir(parents=True, exist_ok=True)
     with locked(path / "locks" / "grid", wait=True):  # another ablate may be adding runs of its own
+        sweep(path)
         planned = replace(planned, content=merged(read_grid(path), planned.content))
         write_json(path / "grid.json", planned.content)
     return run_all(planned, path, launcher, keep_weights, say)
