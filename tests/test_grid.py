@@ -10,7 +10,17 @@ from minibert.__main__ import FIELDS, add_ablate_flags
 from minibert.config import TrainConfig
 from minibert.errors import InputError
 from minibert.lab.ablation import grid as grids
-from minibert.lab.ablation.grid import Grid, Product, label_of, name_of, preset, read_grid_file, settings_of, varying
+from minibert.lab.ablation.grid import (
+    Grid,
+    Product,
+    label_of,
+    name_of,
+    preset,
+    read_grid_file,
+    settings_of,
+    usual,
+    varying,
+)
 
 
 def test_the_product_of_all_values_times_seeds_all_starts_of_a_seed_first():
@@ -68,7 +78,11 @@ def test_every_setting_but_those_of_a_single_run_is_an_axis():
 def test_a_label_says_what_varies():
     runs = [settings_of(TrainConfig(init=init, lr=lr)) for init in ("random", "xavier") for lr in (1e-4, 1e-5)]
     assert varying(runs) == ["init", "lr"]
-    assert label_of(runs[1], varying(runs)) == "random lr 1e-05"
+    assert usual(runs) == {"init": None, "lr": None}
+    assert label_of(runs[1], usual(runs)) == "random lr 1e-05"
+    runs += [runs[0] | {"pool": "mean"}]  # what most runs have is not said of them
+    assert label_of(runs[-1], usual(runs)).endswith("pool mean")
+    assert "pool" not in label_of(runs[0], usual(runs))
 
 
 FILE = """

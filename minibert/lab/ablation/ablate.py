@@ -24,7 +24,17 @@ import torch
 from minibert.config import TrainConfig
 from minibert.errors import InputError, Say
 from minibert.files import is_leftover, locked, read_json, write_json
-from minibert.lab.ablation.grid import FORMAT, Grid, check_content, label_of, name_of, settings_of, shown, varying
+from minibert.lab.ablation.grid import (
+    FORMAT,
+    Grid,
+    check_content,
+    label_of,
+    name_of,
+    settings_of,
+    shown,
+    usual,
+    varying,
+)
 from minibert.lab.ablation.launcher import PENDING, RUNNING, Launcher, Order
 from minibert.lab.ablation.local import Local
 from minibert.lab.ablation.worker import DONE, FAILED, is_done, run_folder
@@ -226,7 +236,7 @@ def run_all(
         The runs that failed.
     """
     todo = {run.name: run for run in planned.runs if not is_done(run_folder(path, run.name))}
-    names = varying([run.settings for run in planned.runs])
+    most = usual([run.settings for run in planned.runs])
     display = Display(planned, path, len(planned.runs) - len(todo), list(todo.values()), stream or sys.stderr)
     failed: list[Run] = []
     events = launcher.run(path, orders_of(list(todo.values()), path, keep_weights), say)
@@ -242,11 +252,11 @@ def run_all(
                 head = f"{display.done + len(display.failed):>4}/{len(planned.runs)}"
                 if reply["state"] == FAILED:
                     failed.append(run)
-                    say(f"{head}  {label_of(run.settings, names)}: failed: {reply['reason']}")
+                    say(f"{head}  {label_of(run.settings, most)}: failed: {reply['reason']}")
                 else:
                     outcome = outcome_line(run_folder(path, run.name))
                     room = 76 - len(head) - len(outcome)
-                    say(f"{head}  {label_of(run.settings, names):<{room}.{room}}  {outcome}")
+                    say(f"{head}  {label_of(run.settings, most):<{room}.{room}}  {outcome}")
             display.show()
     finally:
         events.close()
@@ -354,10 +364,10 @@ def ablate(
     for line in opening(planned, path, launcher.place):
         say(line)
     if dry_run:
-        names = varying([run.settings for run in planned.runs])
+        most = usual([run.settings for run in planned.runs])
         for run in planned.runs:
             done = "  (done)" if is_done(run_folder(path, run.name)) else ""
-            say(f"  {run.name:<32.32}  {label_of(run.settings, names)}{done}")
+            say(f"  {run.name:<32.32}  {label_of(run.settings, most)}{done}")
         todo = [run for run in planned.runs if not is_done(run_folder(path, run.name))]
         for line in launcher.preview(path, orders_of(todo, path, keep_weights)):
             say(line)

@@ -21,6 +21,7 @@ import json
 import math
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
@@ -36,7 +37,7 @@ TYPES: dict[str, tuple[Callable[[Any], Any], type | tuple[type, ...]]] = {
     "int": (int, int), "float": (float, (int, float)), "bool": (bool, bool), "str": (str, (str, int)),
     "str | None": (str, str),
 }  # fmt: skip
-USUAL = asdict(TrainConfig())
+DEFAULTS = asdict(TrainConfig())
 FORMAT = 1  # of grid.json
 MOST = 10_000  # runs; more is a slip of the hand
 
@@ -164,14 +165,14 @@ def name_of(settings: Mapping[str, Any]) -> str:
 
     Hashed is what differs from TrainConfig's defaults, so that a new setting leaves the names of old runs as they are.
     """
-    told = {name: value for name, value in sorted(settings.items()) if name != "out" and value != USUAL[name]}
+    told = {name: value for name, value in sorted(settings.items()) if name != "out" and value != DEFAULTS[name]}
     text = json.dumps(told)
     return f"{re.sub(r'[^A-Za-z0-9.]+', '-', str(settings['init']))}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
     """All settings but the folder."""
-    return {name: getattr(config, name) for name in USUAL if name != "out"}
+    return {name: getattr(config, name) for name in DEFAULTS if name != "out"}
 
 
 def varying(runs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -179,9 +180,22 @@ def varying(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in FIELDS if any(run.get(name) != runs[0].get(name) for run in runs)]
 
 
-def label_of(settings: Mapping[str, Any], names: Sequence[str]) -> str:
-    """A run in a few words: its start, then what else varies."""
-    rest = [f"{flag(name)[2:]} {shown(settings[name])}" for name in names if name != "init"]
+def usual(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of each setting that varies, the value that more than half of the runs have, or None."""
+    most = {}
+    for name in varying(runs):
+        value, count = Counter(json.dumps(run.get(name)) for run in runs).most_common(1)[0]
+        most[name] = json.loads(value) if 2 * count > len(runs) else None
+    return most
+
+
+def label_of(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
+    """A run in a few words: its start, then what else varies and is not as `usual`."""
+    rest = [
+        f"{flag(name)[2:]} {shown(settings[name])}"
+        for name, most in usual.items()
+        if name != "init" and (most is None or settings[name] != most)
+    ]
     return " ".join([str(settings["init"]), *rest])
 
 
