@@ -123,7 +123,7 @@ def test_130_epochs_are_gone_on_with_in_seconds(late, tmp_path):
         old.append(watched(["--resume", str(copy)], 1)[0, 3])
         fresh.append(watched([*flags, "--epochs", "1", "--out", str(tmp_path / f"fresh-{number}")], 1)[0, 3])
     print(f"to the first step: {', '.join(f'{s:.2f}' for s in old)} s; fresh {', '.join(f'{s:.2f}' for s in fresh)} s")
-    assert max(old) < min(fresh) + 2
+    assert np.median(old) < 2 * np.median(fresh)  # 129 epochs anew would take many times as long
 
 
 @pytest.fixture
