@@ -9,8 +9,18 @@ def silent(line: str) -> None:
     """A `Say` that says nothing."""
 
 
+LONGEST = 1000  # letters of an InputError
+
+
 class InputError(ValueError):
-    """What was got, what is allowed, what to do: one line. The commands print it and exit with 2."""
+    """What was got, what is allowed, what to do: one line. The commands print it and exit with 2. Of a long one, as
+    where a file has a name of megabytes, the middle is left out.
+    """
+
+    def __init__(self, text: str) -> None:
+        if len(text) > LONGEST:
+            text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 + 5 :]}"
+        super().__init__(text)
 
 
 class OwnError(InputError):

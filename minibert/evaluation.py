@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -27,10 +27,14 @@ class Outputs(NamedTuple):
 
 @torch.no_grad()
 def predict(
-    network: Network, examples: Examples, rows: Sequence[int] | None = None, processes: Processes = ALONE
-) -> Outputs:
+    network: Network, examples: Examples, rows: Sequence[int] | None = None, processes: Processes = ALONE,
+    behind: Callable[[], None] = lambda: None,
+) -> Outputs:  # fmt: skip
     """The logits of the examples at `rows` (None: all), and the vectors behind them. In portions by length, so that
     little is padded; the same ones however many processes share them out.
+
+    Args:
+        behind: called behind each portion; what it raises ends this.
     """
     model, was_training = network.model, network.model.training
     model.eval()
@@ -42,6 +46,7 @@ def predict(
         for portion in processes.share(network.portions(lengths[order])):
             batch = network.batch(examples, rows[order[portion]].tolist())
             parts.append(tuple(part.float().cpu() for part in network(batch)))
+            behind()
     model.train(was_training)
     back = np.argsort(order)
     logits, vectors = (torch.cat(part)[back] for part in zip(*processes.join(parts)))

@@ -98,6 +98,8 @@ def go_on(path: Path, say: Say, force: bool, once: Callable[..., Any]) -> Path:
     if "ended" in content:
         once(folder.clear, path)  # a kill may have come between its end and this
         once((path / "lock").unlink, missing_ok=True)
+        if not once((path / "model").is_dir):
+            raise InputError(f"{path} has ended, and {path / 'model'}, its best epoch, is gone; start the run anew")
         if once(folder.own_tokenizer, path, content):
             raise InputError(f"{path} has ended: python eval.py {quote(str(path))} reports on it")
         return once(put_tokenizer_back, path, config, content, say)
