@@ -58,6 +58,7 @@ def main(arguments: list[str]) -> int:
     bench.add_argument("--device", metavar="NAME", default="auto", help="cpu, cuda; auto: cuda where there is one")
     bench.add_argument("--rounds", type=int, default=3, metavar="N", help="turns that the two sides take (default: 3)")
     bench.add_argument("--growth", action="store_true", help="instead: how a step grows with batch, layers, vocabulary")
+    bench.add_argument("--memory", action="store_true", help="instead: the memory of a run, foretold and measured")
     bench.add_argument("--json", action="store_true", help="all figures as JSON")
     report = verbs.add_parser("report", help="what a grid of runs says: tables, and a page with pictures")
     report.add_argument("folder", metavar="DIR", help="the grid's, as ablate names it")
@@ -297,6 +298,10 @@ def run_bench(given: argparse.Namespace) -> int:
     say = functools.partial(print, file=sys.stderr if given.json else sys.stdout, flush=True)
     if given.growth:
         result = growth(given.precision, say)
+    elif given.memory:
+        from minibert.lab.memory import memory
+
+        result = memory(say)
     else:
         result = bench(names, given.precision, given.rounds, say, given.device)
     if given.json:

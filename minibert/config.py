@@ -70,6 +70,9 @@ class TrainConfig:
     epochs: int = setting(5, "training", "passes over the training examples")
     batch_size: int = setting(2, "training", "examples a forward pass")
     accumulate: int = setting(1, "training", "forward passes an optimizer step")
+    gradient_checkpointing: bool = setting(
+        False, "training", "compute activations again in the backward pass: less memory, a third more to compute"
+    )
     lr: float = setting(1e-5, "training", "the highest learning rate, at the end of the warmup")
     warmup: float = setting(0.1, "training", "below 1: fraction of all steps; else a number of steps")
     weight_decay: float = setting(0.01, "training", "decoupled decay, on matrices only")

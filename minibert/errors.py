@@ -9,8 +9,18 @@ def silent(line: str) -> None:
     """A `Say` that says nothing."""
 
 
+LONGEST = 1000  # letters of an InputError
+
+
 class InputError(ValueError):
-    """What was got, what is allowed, what to do: one line. The commands print it and exit with 2."""
+    """What was got, what is allowed, what to do: one line. The commands print it and exit with 2. Of a long one, as
+    where a file has a name of megabytes, the middle is left out.
+    """
+
+    def __init__(self, text: str) -> None:
+        if len(text) > LONGEST:
+            text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 + 5 :]}"
+        super().__init__(text)
 
 
 class OwnError(InputError):
@@ -22,9 +32,10 @@ class LostProcessError(OwnError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it is Python's, torch's on a GPU, or torch's on a CPU, which is a RuntimeError like any other."""
+    """Whether it is Python's, torch's on a GPU, or torch's or oneDNN's on a CPU, RuntimeErrors like any other."""
     own = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return own or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    texts = ("DefaultCPUAllocator", "could not create a primitive", "could not create a memory object")
+    return own or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
 
 
 class Stopped(KeyboardInterrupt):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -27,10 +27,14 @@ class Outputs(NamedTuple):
 
 @torch.no_grad()
 def predict(
-    network: Network, examples: Examples, rows: Sequence[int] | None = None, processes: Processes = ALONE
-) -> Outputs:
+    network: Network, examples: Examples, rows: Sequence[int] | None = None, processes: Processes = ALONE,
+    behind: Callable[[], None] = lambda: None,
+) -> Outputs:  # fmt: skip
     """The logits of the examples at `rows` (None: all), and the directions of the vectors behind them. In portions by
     length, so that little is padded; the same ones however many processes share them out.
+
+    Args:
+        behind: called behind each portion; what it raises ends this.
     """
     model, was_training = network.model, network.model.training
     model.eval()
@@ -43,6 +47,7 @@ def predict(
             batch = network.batch(examples, rows[order[portion]].tolist())
             logits, vectors = (part.float().cpu() for part in network(batch))
             parts.append((logits, Directions.of(vectors)))
+            behind()
     model.train(was_training)
     back = np.argsort(order)
     logits, directions = zip(*processes.join(parts))

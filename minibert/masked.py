@@ -97,7 +97,13 @@ def mask_words(
 
 
 def self_mlm(
-    config: BertConfig, texts: Examples, tokenizer: Tokenizer, epochs: int, machine: Machine, say: Say = print
+    config: BertConfig,
+    texts: Examples,
+    tokenizer: Tokenizer,
+    epochs: int,
+    machine: Machine,
+    say: Say = print,
+    checkpointing: bool = False,
 ) -> dict[str, Tensor]:
     """The encoder after `epochs` of masked-language-model training on `texts`, from the cache where it has it.
 
@@ -108,6 +114,7 @@ def self_mlm(
     Args:
         config: of the encoder; its dropout rates are used, its pooler is not there.
         texts: the training split.
+        checkpointing: see assemble; the result is the same.
 
     Returns:
         The tensors of a `Bert` without pooler, float32, on the CPU.
@@ -132,7 +139,7 @@ def self_mlm(
         except (OSError, SafetensorError):  # not there, or not whole
             pass
         say(f"self-mlm: {text}, {recipe.batch_size} a step, lr {recipe.lr:g}")
-        state = learn(config, texts, tokenizer, epochs, recipe, machine, say)
+        state = learn(config, texts, tokenizer, epochs, recipe, machine, say, checkpointing)
         write_cache(cached, lambda beside: save_file(state, beside))
         return state
 
@@ -159,6 +166,7 @@ def learn(
     recipe: Recipe,
     machine: Machine,
     say: Say,
+    checkpointing: bool = False,
 ) -> dict[str, Tensor]:
     """`self_mlm` without the cache."""
     model = BertClassifier(config, head=nn.Identity(), dropout=dropout_for(machine.device))
@@ -175,7 +183,8 @@ def learn(
     total = epochs * plan.steps
     engine = assemble(
         model, [texts, mask], machine, Schedule(recipe.lr, total, warmup_steps(recipe.warmup, total)),
-        weight_decay=recipe.weight_decay, clip=recipe.clip, network=MaskedWords, say=say,
+        weight_decay=recipe.weight_decay, clip=recipe.clip, network=MaskedWords,
+        checkpointing=checkpointing, say=say,
     )  # fmt: skip
     network, (split, renumbered_mask) = engine.network, engine.splits
     network.prepare(np.isin(engine.words.ids, special), int(renumbered_mask.ids[0][0]), recipe.chosen)
@@ -242,5 +251,5 @@ class MaskedWords(Padded):
 
     def __call__(self, batch: MaskedBatch) -> tuple[Tensor, Tensor]:
         """Logits (M, W) of the hidden words, and the vectors (M, D) that they are told by."""
-        hidden = self.model.bert(*batch[:3])[0].flatten(0, 1)[batch.places]
+        hidden = self.hidden(batch)[0].flatten(0, 1)[batch.places]
         return self.model.head(hidden, self.model.bert.embeddings.word.weight[self.answers]), hidden

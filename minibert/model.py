@@ -33,6 +33,7 @@ ACTIVATIONS = {
 
 Dropout = Callable[[float], nn.Module]  # a rate -> the module: nn.Dropout, or another way to draw the same
 Attend = Callable[[Tensor, Tensor, Tensor, nn.Module], Tensor]  # as `attend` below
+Call = Callable[..., Tensor]  # as `call` below
 
 # Published fields that would make another network, with the only value this one implements.
 FIXED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
@@ -296,6 +297,11 @@ class MeanPooler(nn.Module):
 POOLERS = {"cls": ClsPooler, "mean": MeanPooler, "tokens": MeanPooler}
 
 
+def call(layer: nn.Module, *inputs: Any) -> Tensor:
+    """A layer's output, and all that its backward pass needs stays in memory (engine/network.py has another way)."""
+    return layer(*inputs)
+
+
 class Bert(nn.Module):
     """The encoder. It starts from BERT's own random weights; see checkpoint.py to load published ones."""
 
@@ -329,13 +335,19 @@ class Bert(nn.Module):
         )
         return x, self.pooler(x, mask)
 
-    def encode(self, x: Tensor, attend: Attend = attend, read: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Embedded tokens (B, S, D) through all layers -> hidden states. `read` picks from x the tokens that are wanted
-        of the last layer, which is computed for them alone; None: all.
+    def encode(
+        self, x: Tensor, attend: Attend = attend, read: Callable[[Tensor], Tensor] | None = None, call: Call = call
+    ) -> Tensor:
+        """Embedded tokens (B, S, D) through all layers -> hidden states.
+
+        Args:
+            read: picks from x the tokens wanted of the last layer, which is computed for them alone; None: all.
+            call: how a layer below the last one is called. The backward pass starts with the last, whose activations
+                are needed at once.
         """
         *lower, last = self.layers
         for layer in lower:
-            x = layer(x, attend)
+            x = call(layer, x, attend)
         return self.norm(last(x, attend, None if read is None else read(x)))
 
 

@@ -25,6 +25,7 @@ from minibert.heads import HEADS, name_of
 from minibert.initialization import Init, Manifest, initialize, layer_config, summary
 from minibert.masked import self_mlm
 from minibert.model import BertClassifier, BertConfig, reads_of
+from minibert.room import check_room
 from minibert.seeds import derive
 from minibert.tokenizer import Tokenizer
 
@@ -157,15 +158,18 @@ def checked(head: nn.Module) -> nn.Module:
     return head
 
 
-def prepare(config: TrainConfig, say: Say = print, head: Head | None = None, table: Table | None = None) -> Setup:
+def prepare(
+    config: TrainConfig, say: Say = print, head: Head | None = None, table: Table | None = None, trains: bool = True
+) -> Setup:
     """Settings -> checkpoint, data and initialized model, on the CPU. Writes nothing but the cache.
 
     Args:
         head: in place of `config.head`, a module from what it reads (see `reads_of`) to (B, C) or what makes one.
         table: data in memory, in place of what `config.data` names.
+        trains: whether there has to be room for training.
 
     Raises:
-        InputError: as settle.
+        InputError: as settle and check_room.
     """
     if head is not None and config.head != field_of("head").default:
         raise InputError(f"head twice: one of your own, and TrainConfig(head={config.head!r}); leave one out")
@@ -174,19 +178,21 @@ def prepare(config: TrainConfig, say: Say = print, head: Head | None = None, tab
     config, init, machine, source, bert_config, tokenizer, data = ground
     same = (replace(config, data="", model=""), data.sha256, source.sha256)  # paths may differ between machines
     processes.alike(same, "settings, data or checkpoints")
-    learned = None
-    if init.scheme.learns:
-        (epochs,) = init.numbers(bert_config)
-        by_itself = replace(machine, processes=ALONE)
-        learned = processes.once(self_mlm, bert_config, data.train, tokenizer, int(epochs), by_itself, say)
     hidden, attention, in_front = config.rates
     if head is not None:
         head = make_head(head, bert_config.hidden_size, len(data.labels), config.seeds.head)
         config = replace(config, pool=pool_for(config.pool, head, bert_config))
-    bert_config = replace(
+    plain, bert_config = bert_config, replace(
         bert_config, num_labels=len(data.labels), pool=config.pool, hidden_dropout_prob=hidden,
         attention_probs_dropout_prob=attention, classifier_dropout=in_front,
     )  # fmt: skip
+    if trains:
+        processes.each(check_room, config, bert_config, head, data, machine, say)
+    learned = None
+    if init.scheme.learns:
+        (epochs,) = init.numbers(plain)
+        by_itself, saves_memory = replace(machine, processes=ALONE), config.gradient_checkpointing
+        learned = processes.once(self_mlm, plain, data.train, tokenizer, int(epochs), by_itself, say, saves_memory)
     dropout = dropout_for(machine.device)
     model = BertClassifier(
         bert_config, HEADS[config.head](bert_config, dropout) if head is None else head, None, dropout

@@ -49,6 +49,7 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
         epochs: int = TrainConfig.epochs,
         batch_size: int = TrainConfig.batch_size,
         accumulate: int = TrainConfig.accumulate,
+        gradient_checkpointing: bool = TrainConfig.gradient_checkpointing,
         lr: float = TrainConfig.lr,
         warmup: float = TrainConfig.warmup,
         weight_decay: float = TrainConfig.weight_decay,
@@ -78,6 +79,7 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
         self.epochs = epochs
         self.batch_size = batch_size
         self.accumulate = accumulate
+        self.gradient_checkpointing = gradient_checkpointing
         self.lr = lr
         self.warmup = warmup
         self.weight_decay = weight_decay

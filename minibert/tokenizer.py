@@ -82,6 +82,8 @@ class Tokenizer:
         except Exception as error:  # the library raises plain Exception
             raise InputError(f"the tokenizer in {folder} cannot be read: {error}") from None
         lacking = [token for token in SPECIAL if backend.token_to_id(token) is None]
+        unknown = backend.model.unk_token  # an [UNK] beside the model's own words does not help it
+        lacking += [] if backend.model.token_to_id(unknown) is not None or unknown in lacking else [unknown]
         if lacking:
             raise InputError(f"the vocabulary in {folder} lacks {', '.join(lacking)}")
         return cls(backend)

@@ -301,8 +301,18 @@ def test_killed_ten_times_it_comes_to_the_same(tiny, tmp_path):
         time.sleep(moments.uniform(0, 0.3) if kill else 0)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert start(path).wait(timeout=120) == 0
+    last = start(path)
+    assert last.wait(timeout=120) == 0, last.stderr.read()
     assert outcomes(path) == expected
+
+
+def test_a_kill_inside_the_first_write_leaves_a_grid_that_can_begin(tiny, tmp_path, monkeypatch):
+    path = tmp_path / "grid"
+    (path / "locks").mkdir(parents=True)
+    (path / ".grid.json.4711").write_text("{")  # what replace_file had beside grid.json
+    monkeypatch.setattr(ablation, "run_all", lambda *arguments: [])
+    assert run(grid_of(tiny), path)[0] == []
+    assert {part.name for part in path.iterdir()} == {"grid.json", "locks"}
 
 
 def files(path):

@@ -4,6 +4,8 @@ A short search each time, with all that was found once (tests/fuzz/corpus.txt); 
 and tests/fuzz/guided.py by coverage.
 """
 
+import faulthandler
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -14,25 +16,30 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(ROOT / "tests" / "fuzz"))
-from targets import TARGETS
+from targets import TARGETS, Target
 
 from minibert.errors import InputError
 
 CORPUS = [line.split() for line in (Path(__file__).parent / "fuzz" / "corpus.txt").read_text().splitlines()]
+SECONDS = 60
 INPUTS = st.tuples(st.integers(0, 255), st.binary(max_size=60)).map(lambda parts: bytes([parts[0]]) + parts[1])
 
 
 @pytest.fixture
 def feed(tmp_path):
-    """Lets a target read, and only an InputError pass."""
+    """Lets a target read, and only an InputError pass; whoever takes too long ends the process."""
 
     def lay(name):
         target = TARGETS[name]
         target.lay(tmp_path)
 
         def read(data):
-            with suppress(InputError):
-                target(tmp_path, data)
+            faulthandler.dump_traceback_later(SECONDS, exit=True)
+            try:
+                with suppress(InputError):
+                    target(tmp_path, data)
+            finally:
+                faulthandler.cancel_dump_traceback_later()
 
         return read
 
@@ -67,3 +74,20 @@ def test_a_good_file_is_read(tmp_path, name):
         pytest.skip("test_sources.py reads a good one: its files have known hashes")
     TARGETS[name].lay(tmp_path)
     TARGETS[name](tmp_path, b"\x70")
+
+
+@pytest.mark.parametrize(
+    "act",
+    [lambda folder: (folder.parent / "out").write_text("x"), lambda folder: (folder.parent / "out").mkdir(),
+     lambda folder: (folder / "in").rename(folder.parent / "out"), lambda folder: subprocess.run(["true"]),
+     lambda folder: refuse("")],
+)  # fmt: skip
+def test_the_searches_see(tmp_path, act):
+    """What is written outside, started, and refused without a word."""
+    with pytest.raises(AssertionError):
+        Target("in", bytes, act)(tmp_path, b"")
+    assert Target("in", bytes, lambda folder: (folder / "out").write_text("x"))(tmp_path, b"") == 1
+
+
+def refuse(text):
+    raise InputError(text)

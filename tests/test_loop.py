@@ -321,6 +321,29 @@ def test_a_run_told_to_stop_inside_an_epoch_goes_on_to_the_same_bits(config, tmp
     assert all(row["seconds"] > 0 for row in rows_of(tmp_path / "run"))
 
 
+@pytest.mark.parametrize("where", ["predict", "engine_of"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_outside_the_steps_is_heeded_too(config, tmp_path, monkeypatch, where, number):
+    """In validation, which is left at once, with the epoch's steps kept; and before the first step, which is taken."""
+    whole = final(train(replace(config, out=str(tmp_path / "whole")), str))
+    real, said = getattr(loop, where), []
+
+    def signalled(*arguments, **more):
+        signal.raise_signal(number)
+        return real(*arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, where, signalled)
+        with pytest.raises(Stopped, match=r"train.py --resume .*run goes on behind this step") as stopped:
+            train(config, str)
+    assert stopped.value.code == 128 + number
+    assert final(resume(tmp_path / "run", said.append))[1] == whole[1]
+    assert torch.equal(final(tmp_path / "run")[0], whole[0])
+    steps = loop.plan_of(prepare(config, str)).steps
+    kept = steps if where == "predict" else 1
+    assert f"resuming in epoch 1, after step {kept} of {steps}" in said
+
+
 def test_snapshots_are_taken_by_the_clock_and_a_kill_loses_what_came_after(config, tmp_path, monkeypatch):
     whole = final(train(replace(config, out=str(tmp_path / "whole")), str))
     seen, real = [], loop.folder.save_state

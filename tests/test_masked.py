@@ -151,6 +151,12 @@ def test_the_result_is_kept_and_taken(tokenizer, cache, monkeypatch):
     assert said[-1].endswith(f"are in the cache, {file}")
 
 
+def test_activations_computed_again_make_no_difference(tokenizer):
+    split = texts(tokenizer)
+    plain, again = (learn(TINY, split, tokenizer, 1, Recipe(), FP32, str, checkpointing) for checkpointing in (0, 1))
+    assert equal(plain, again)
+
+
 def test_runs_side_by_side_train_it_once(tokenizer, monkeypatch):
     split, trained, one, whole = texts(tokenizer), [], threading.Event(), mlm.learn
 

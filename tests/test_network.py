@@ -20,7 +20,7 @@ from minibert.data.batches import collate, pack
 from minibert.engine import assemble, network
 from minibert.engine.dropout import BitDropout, OneKernelDropout, dropout_for
 from minibert.engine.machine import Machine
-from minibert.engine.network import Packed, Padded, attend_fused, half_weights, network_for, with_copies
+from minibert.engine.network import Packed, Padded, attend_fused, call_again, half_weights, network_for, with_copies
 from minibert.engine.optimizer import AdamW, Schedule
 from minibert.evaluation import predict
 from minibert.model import BertClassifier, attend
@@ -393,6 +393,51 @@ def test_steps_with_copies_are_steps_without():
     for name, copy_ in one.state.optimizer.half.items():
         assert torch.equal(copy_, one.trained.get_parameter(name).detach().bfloat16()), name
         assert one.network.model.get_parameter(name) is copy_
+
+
+# Activations that are computed again
+
+
+@pytest.mark.parametrize("machine", [FP32, BF16])
+@pytest.mark.parametrize("kind", [Packed, Padded])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_activations_computed_again_are_the_same_to_the_bit(machine, kind, accumulate):
+    """Under dropout: losses, weights and moments of three steps, and what is drawn afterwards."""
+    config, ends = replace(TINY, num_hidden_layers=3), []
+    for checkpointing in (False, True):
+        engine = assemble(
+            classifier(config, dropout=BitDropout), [examples()], machine, Schedule(1e-2, 3, 0), network=kind,
+            accumulate=accumulate, checkpointing=checkpointing,
+        )  # fmt: skip
+        for seed in range(3):
+            torch.manual_seed(seed)
+            parts = np.array_split(np.arange(7), accumulate)
+            engine.step([engine.network.batch(engine.splits[0], part.tolist()) for part in parts], engine.count(7))
+        ends.append(engine.state_dict() | {"drawn": torch.rand(3)})
+    assert ends[0].keys() == ends[1].keys()
+    for name, tensor in ends[0].items():
+        assert torch.equal(tensor, ends[1][name]), name
+
+
+def test_layers_below_the_last_are_computed_again_in_training_alone():
+    model, calls = classifier(replace(TINY, num_hidden_layers=3)), []
+    for place, layer in enumerate(model.bert.layers):
+        layer.register_forward_pre_hook(lambda *_, place=place: calls.append(place))
+    net = Packed(model, FP32, call=call_again)
+    net(net.batch(examples(), range(7)))[0].sum().backward()
+    assert calls == [0, 1, 2, 1, 0]
+    calls.clear()
+    predict(net, examples())
+    assert calls == [0, 1, 2]
+
+
+def test_steps_whose_activations_are_computed_again_are_never_recorded(monkeypatch):
+    monkeypatch.setattr(engine_module, "CudaGraphs", lambda device: "graphs")
+    machine, said = Machine("fp32", "", torch.device("cuda")), []
+    assert isinstance(engine_module.step_of(None, machine, False, said.append), engine_module.Recorded)
+    assert said == []
+    assert not isinstance(engine_module.step_of(None, machine, True, said.append), engine_module.Recorded)
+    assert len(said) == 1
 
 
 # One pass over the weights

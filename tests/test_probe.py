@@ -196,8 +196,8 @@ def test_the_network_is_left_as_it_was(config, monkeypatch):
     kept = {}
     real = module.prepare
 
-    def prepare(*arguments):
-        kept["setup"] = real(*arguments)
+    def prepare(*arguments, **keywords):
+        kept["setup"] = real(*arguments, **keywords)
         kept["before"] = copy.deepcopy(kept["setup"].model.state_dict())
         return kept["setup"]
 

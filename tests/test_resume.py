@@ -194,6 +194,14 @@ def test_a_best_epoch_that_is_gone_is_said_by_all(config, monkeypatch, name):
             act(path)
 
 
+def test_a_run_that_has_ended_and_lost_its_model_says_so(config):
+    path = train(config, str)
+    shutil.rmtree(path / "model")
+    for act, said in ((evaluate_run, "the best epoch, is gone"), (resume, "has ended, and .*, its best epoch, is")):
+        with pytest.raises(InputError, match=f"{said}.*; start the run anew"):
+            act(path)
+
+
 def test_a_run_without_a_model_yet_says_how_it_gets_one(config, monkeypatch):
     path = stopped(config, monkeypatch, steps=2)
     with pytest.raises(InputError, match=r"no model yet; its first epoch has not ended \(python train.py --resume"):

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from minibert.data.batches import Batch
 from minibert.engine.dropout import OneKernelDropout
 from minibert.engine.machine import Machine
-from minibert.engine.network import Padded, half_weights, with_copies
+from minibert.engine.network import Padded, call_again, half_weights, with_copies
 from minibert.engine.optimizer import AdamW, LossScaler, Schedule
 from minibert.engine.step import State, Sums, accumulate, alone, classification, step, update
 from minibert.model import BertClassifier, BertConfig
@@ -130,6 +130,20 @@ def test_forward_and_backward_take_few_operators():
         accumulate(state, batch, count)
     assert counted.seen["native_dropout"] == 2 * 12 + 2
     assert counted.total <= 500, counted.seen
+
+
+def test_activations_computed_again_take_one_more_forward_pass_of_the_layers_below_the_last():
+    """And no look at a number, on a device that has none."""
+    seen = []
+    for call in (None, call_again):
+        state, batch, count = on_meta(BASE)
+        state.network.call = call or state.network.call
+        with Counted() as counted:  # attention in pieces: what stands for one kernel is not seen in the second pass
+            accumulate(state, batch, count)
+        seen.append(counted.seen)
+    assert seen[1]["native_dropout"] - seen[0]["native_dropout"] == 2 * 11
+    assert seen[1]["addmm"] - seen[0]["addmm"] == 4 * 11
+    assert seen[1]["mm"] == seen[0]["mm"]
 
 
 # Overflow

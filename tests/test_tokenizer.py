@@ -89,6 +89,15 @@ def test_errors_name_the_folder(tiny, tmp_path):
         Tokenizer.load(folder)
 
 
+def test_the_models_own_words_must_have_its_unk(tiny, tmp_path):
+    """One among the added tokens alone: the library's own error would come at the first text."""
+    content = json.loads(Tokenizer.load(tiny).to_json())
+    content["model"]["unk_token"] = "[NONE]"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"lacks \[NONE\]"):
+        Tokenizer.load(tmp_path)
+
+
 GROW = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
 
 

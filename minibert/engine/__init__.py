@@ -13,12 +13,13 @@ from torch import Tensor
 from minibert.data import Examples
 from minibert.engine.graph import CudaGraphs, Recorded
 from minibert.engine.machine import Machine
-from minibert.engine.network import Network, half_weights, length_multiple, network_for, with_copies
+from minibert.engine.memory import tidy
+from minibert.engine.network import Network, call_again, half_weights, length_multiple, network_for, with_copies
 from minibert.engine.optimizer import WORTH_COMPILING, AdamW, LossScaler, Schedule
 from minibert.engine.step import Loss, State, Sums, alone, classification, step
 from minibert.engine.words import Words
 from minibert.errors import Say
-from minibert.model import BertClassifier
+from minibert.model import BertClassifier, call
 
 Step = Callable[[Sequence[Any], Tensor], None]  # the batches of one step, and how many examples count in them
 
@@ -102,6 +103,7 @@ def assemble(
     late: Collection[str] = (),
     loss: Loss = classification,
     network: Callable[..., Network] = network_for,
+    checkpointing: bool = False,
     say: Say = print,
 ) -> Engine:
     """Put a model on its machine with all that makes `schedule.total` steps fast there.
@@ -111,6 +113,7 @@ def assemble(
         splits: all examples that will be trained on or evaluated.
         accumulate: batches a step.
         late: names of parameters that `Engine.hold` can freeze.
+        checkpointing: keep no activations but between layers: less memory, the same gradients, a third more to compute.
     """
     words = Words(splits, model.config.pad_token_id)
     renumbered = [words.renumber(split) for split in splits]
@@ -125,17 +128,26 @@ def assemble(
         why_not = optimizer.compile()
         if why_not:
             say(f"the optimizer stays uncompiled, up to a third slower a step: {why_not}")
-    computing = network(with_copies(trained, half), machine, words.pad_id, length_multiple(renumbered))
+    way = call_again if checkpointing else call
+    if checkpointing and machine.device.type == "cpu":
+        tidy()
+    computing = network(with_copies(trained, half), machine, words.pad_id, length_multiple(renumbered), way)
     scaler = LossScaler(machine.name == "fp16", device=machine.device)
     state = State(computing, optimizer, scaler, Sums(machine.device), numbers_of(optimizer, schedule), clip, loss)
-    on_cuda = machine.device.type == "cuda"
-    reduce = machine.processes.add if machine.processes.world > 1 else alone
-    if on_cuda:
-        one: Step = Recorded(state, CudaGraphs(machine.device), say, reduce)
-    else:
-        one = partial(step, state, reduce=reduce)
     computing.model.train()
-    return Engine(state, one, schedule, renumbered, machine, model, trained, words)
+    return Engine(
+        state, step_of(state, machine, checkpointing, say), schedule, renumbered, machine, model, trained, words
+    )
+
+
+def step_of(state: State, machine: Machine, checkpointing: bool, say: Say) -> Step:
+    """`step`; on CUDA as graphs; with checkpointing not: a recording might draw other dropout the second time."""
+    reduce = machine.processes.add if machine.processes.world > 1 else alone
+    if machine.device.type == "cuda" and not checkpointing:
+        return Recorded(state, CudaGraphs(machine.device), say, reduce)
+    if machine.device.type == "cuda":
+        say("--gradient-checkpointing: steps are not recorded as CUDA graphs, so small batches wait for launches")
+    return partial(step, state, reduce=reduce)
 
 
 def numbers_of(optimizer: AdamW, schedule: Schedule) -> Tensor:

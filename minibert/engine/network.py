@@ -9,7 +9,7 @@ date, in place of a cast in every step. docs/log.md has what each saves.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol
@@ -18,11 +18,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minibert.data import Examples
 from minibert.data.batches import Batch, PackedBatch, Run, collate, pack
 from minibert.engine.machine import Machine
-from minibert.model import Attend, BertClassifier, attend
+from minibert.model import Attend, BertClassifier, Call, attend, call
 
 PORTION = 4096  # tokens that are evaluated at a time
 ROWS = 64  # texts that are evaluated at a time, where they are padded
@@ -52,10 +53,13 @@ class Padded:
 
     Args:
         multiple: what lengths are padded to, so that few shapes occur.
+        call: how layers are called: as they are, or `call_again`.
     """
 
-    def __init__(self, model: BertClassifier, machine: Machine, pad_id: int = 0, multiple: int = 1) -> None:
-        self.model, self.pad_id, self.multiple = model, pad_id, multiple
+    def __init__(
+        self, model: BertClassifier, machine: Machine, pad_id: int = 0, multiple: int = 1, call: Call = call
+    ) -> None:
+        self.model, self.pad_id, self.multiple, self.call = model, pad_id, multiple, call
         self.machine, self.autocast = machine, machine.autocast
         self.attend = attend if machine.device.type == "cpu" else attend_fused
 
@@ -67,20 +71,25 @@ class Padded:
         return [slice(start, start + ROWS) for start in range(0, len(lengths), ROWS)]
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        bert = self.model.bert
-        mask = None if batch.attention_mask is None else batch.attention_mask[:, None, None, :]  # (B, 1, 1, S)
-        read = first_token if self.model.config.pool == "cls" else None
-        x = bert.embeddings(batch.input_ids, batch.token_type_ids)
-        x = bert.encode(x, partial(self.attend, mask=mask), read)
-        vectors = bert.pooler(x, mask)
+        x, mask = self.hidden(batch, first_token if self.model.config.pool == "cls" else None)
+        vectors = self.model.bert.pooler(x, mask)
         return self.model.classify(x, vectors, mask), vectors
+
+    def hidden(self, batch: Any, read: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor | None]:
+        """The last layer's hidden states, of the tokens that `read` picks, and the mask (B, 1, 1, S) bool or None."""
+        bert = self.model.bert
+        mask = None if batch.attention_mask is None else batch.attention_mask[:, None, None, :]
+        x = bert.embeddings(batch.input_ids, batch.token_type_ids)
+        return bert.encode(x, partial(self.attend, mask=mask), read, self.call), mask
 
 
 class Packed:
-    """The texts of a batch end to end, by length: next to nothing is computed for padding."""
+    """The texts of a batch end to end, by length: next to nothing is computed for padding. Arguments as Padded's."""
 
-    def __init__(self, model: BertClassifier, machine: Machine, pad_id: int = 0, multiple: int = 1) -> None:
-        self.model, self.pad_id, self.multiple = model, pad_id, multiple
+    def __init__(
+        self, model: BertClassifier, machine: Machine, pad_id: int = 0, multiple: int = 1, call: Call = call
+    ) -> None:
+        self.model, self.pad_id, self.multiple, self.call = model, pad_id, multiple, call
         self.autocast = machine.autocast
 
     def batch(self, examples: Examples, rows: Sequence[int]) -> PackedBatch:
@@ -97,7 +106,7 @@ class Packed:
         bert, runs, pool = self.model.bert, batch.runs, self.model.config.pool
         read = (lambda x: x[batch.first]) if pool == "cls" else None
         x = bert.embeddings(batch.input_ids, batch.token_type_ids, batch.position_ids)  # (T, D)
-        x, mask = bert.encode(x, partial(attend_runs, runs=runs), read), None
+        x, mask = bert.encode(x, partial(attend_runs, runs=runs), read, self.call), None
         if pool == "cls":
             vectors = bert.pooler(x[:, None])
         elif pool == "mean":
@@ -108,9 +117,18 @@ class Packed:
         return self.model.classify(x, vectors, mask), vectors
 
 
-def network_for(model: BertClassifier, machine: Machine, pad_id: int = 0, multiple: int = 1) -> Network:
+def network_for(
+    model: BertClassifier, machine: Machine, pad_id: int = 0, multiple: int = 1, call: Call = call
+) -> Network:
     """The network that suits the machine."""
-    return (Packed if machine.device.type == "cpu" else Padded)(model, machine, pad_id, multiple)
+    return (Packed if machine.device.type == "cpu" else Padded)(model, machine, pad_id, multiple, call)
+
+
+def call_again(layer: nn.Module, *inputs: Any) -> Tensor:
+    """A layer's output; what its backward pass needs is computed again then, from the inputs, and not kept till then
+    (Chen et al. 2016, arXiv:1604.06174). Under the same random numbers, so that dropout draws the same masks.
+    """
+    return checkpoint(layer, *inputs, use_reentrant=False)
 
 
 def length_multiple(splits: Sequence[Examples]) -> int:

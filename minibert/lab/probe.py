@@ -48,7 +48,7 @@ def probe(config: TrainConfig, inputs: int, say: Say = tell) -> dict[str, Any]:
     """
     if inputs < 2:
         raise InputError(f"--inputs {inputs}: it must be at least 2, to compare one with another")
-    setup = prepare(replace(config, precision="fp32"), say)
+    setup = prepare(replace(config, precision="fp32"), say, trains=False)
     if inputs > len(setup.data.train):
         raise InputError(f"--inputs {inputs}: the training split has {len(setup.data.train)}; take fewer")
     model = setup.model.to(setup.machine.device).eval()  # no dropout

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import platform
 import shutil
 import subprocess
@@ -236,6 +237,8 @@ def read_run(path: Path) -> tuple[TrainConfig, dict[str, Any]]:
 def append_row(path: Path, row: dict[str, Any]) -> None:
     with open(path / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(row, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # behind the last epoch no state holds the row
 
 
 def write_history(path: Path, history: list[dict[str, Any]]) -> None:

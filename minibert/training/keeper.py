@@ -48,6 +48,13 @@ class Keeper:
             save(cursor)
             self.saved = time.monotonic()
 
+    def heed(self, cursor: Cursor, save: Callable[[Cursor], None]) -> None:
+        """Where nothing is trained, as inside a validation: `look`, if a signal came. Several processes may be at
+        different places there; the look behind their next step answers it.
+        """
+        if self.told and here().world == 1:
+            self.look(cursor, save)
+
     @contextmanager
     def listening(self) -> Iterator[None]:
         """While open, a first signal is kept for `look`, and a second one ends the process at once. Not under torchrun:

@@ -61,6 +61,7 @@ def engine_of(setup: Setup, plan: Plan, say: Say) -> Engine:
         Schedule(config.lr, total, warmup_steps(config.warmup, total)), accumulate=config.accumulate,
         weight_decay=config.weight_decay, bias_correction=config.bias_correction, clip=config.clip,
         loss=loss_of(setup), say=say, late=encoder if config.freeze_encoder_epochs else (),
+        checkpointing=config.gradient_checkpointing,
     )  # fmt: skip
 
 
@@ -89,6 +90,13 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obe
     Args:
         obeys: whether a signal ends the run in order, saved behind a step.
     """
+    keeper = Keeper(path, setup.config.save_every if setup.config.save else 0, obeys)
+    with keeper.listening():
+        return fit_heeding(keeper, setup, path, state, say)
+
+
+def fit_heeding(keeper: Keeper, setup: Setup, path: Path, state: folder.SavedState | None, say: Say) -> Path:
+    """`fit`, saved when `keeper` says so."""
     config, data, processes = setup.config, setup.data, setup.machine.processes
     plan, once = plan_of(setup), processes.once
     history: list[dict[str, Any]] = []
@@ -99,7 +107,6 @@ def fit(setup: Setup, path: Path, state: folder.SavedState | None, say: Say, obe
         where = f"in epoch {cursor.epoch}, after step {cursor.step:,} of {plan.steps:,}"
         say(f"resuming {where if cursor.step else f'after epoch {cursor.epoch - 1} of {config.epochs}'}")
     board = Board(path, history) if config.tensorboard and not processes.rank else None
-    keeper = Keeper(path, config.save_every if config.save else 0, obeys)
     if cursor.epoch <= config.epochs:
         engine = engine_of(setup, plan, say)
         if state is not None:
@@ -170,7 +177,7 @@ def one_epoch(
         return InputError(f"{bad_step(engine, plan, now, back)}. {kept}")
 
     def save(now: Cursor) -> None:
-        spent = seconds + time.monotonic() - start
+        spent = took or seconds + time.monotonic() - start
         processes.once(folder.check_there, path)
         processes.once(folder.save_state, path, folder.SavedState(engine.state_dict(), history, now, spent))
 
@@ -178,9 +185,9 @@ def one_epoch(
     bar = Progress(plan.epochs * plan.examples, done + cursor.step * plan.size)
     if not cursor.step:
         engine.state.sums.clear()
-    watch, start = Watch(engine, unusable, setup.config.patience), time.monotonic()
+    watch, start, took = Watch(engine, unusable, setup.config.patience), time.monotonic(), 0.0
     try:
-        with own_random_numbers(engine.machine.device), keeper.listening():
+        with own_random_numbers(engine.machine.device):
             for now in steps(engine, plan, cursor, batches_of(engine, plan)):
                 reached = min(plan.examples, now.step * plan.size)
                 watch.look(reached)
@@ -191,8 +198,9 @@ def one_epoch(
             raise unusable(1)  # not one step of the epoch could be taken
     finally:
         bar.clear()
-    seconds += time.monotonic() - start
-    val = report(predict(engine.network, val_split, processes=processes), val_split.labels, data.labels)
+    took = seconds + time.monotonic() - start
+    outputs = predict(engine.network, val_split, processes=processes, behind=lambda: keeper.heed(now, save))
+    val = report(outputs, val_split.labels, data.labels)
     if not math.isfinite(val["loss"]):
         raise InputError(
             f"the validation loss of epoch {cursor.epoch} is not finite; lower --lr or lengthen --warmup. {kept}"
@@ -202,7 +210,7 @@ def one_epoch(
         "epoch": cursor.epoch, "train_loss": seen.loss, "train_accuracy": seen.accuracy, "val_loss": val["loss"],
         "val_accuracy": val["accuracy"], "val_macro_f1": val["macro_f1"],
         "lr": engine.schedule.rate(max(0, taken - 1)),
-        "seconds": seconds, "examples_per_second": plan.examples / seconds, "step": taken,
+        "seconds": took, "examples_per_second": plan.examples / took, "step": taken,
         "skipped_steps": seen.skipped, "val_majority": val["majority"], "verdict": val["verdict"],
     } | ({"parts": parts_now(engine, setup)} if setup.config.layers else {})  # fmt: skip
 

@@ -98,6 +98,8 @@ def go_on(path: Path, say: Say, force: bool, once: Callable[..., Any]) -> Path:
     if "ended" in content:
         once(folder.clear, path)  # a kill may have come between its end and this
         once((path / "lock").unlink, missing_ok=True)
+        if not once((path / "model").is_dir):
+            raise InputError(f"{path} has ended, and {path / 'model'}, its best epoch, is gone; start the run anew")
         if once(folder.own_tokenizer, path, content):
             raise InputError(f"{path} has ended: python eval.py {quote(str(path))} reports on it")
         return once(put_tokenizer_back, path, config, content, say)
@@ -218,8 +220,9 @@ def within_memory(setup: Setup) -> Iterator[None]:
             raise
         longest = setup.data.train.ids.lengths.max()
         weights = sum(weight.numel() for weight in setup.model.parameters())
+        again = "" if setup.config.gradient_checkpointing else ", add --gradient-checkpointing"
         raise OwnError(
             f"out of memory with {setup.config.batch_size} examples of up to {longest} tokens a pass and {weights:,}"
             f" weights ({str(error).strip() or type(error).__name__}); lower --batch-size (--accumulate makes up for"
-            " it) or --max-length, or take a smaller --model"
+            f" it) or --max-length{again}, or take a smaller --model"
         ) from None

@@ -2,6 +2,9 @@
 
 The first byte of an input says how the rest is taken: as the file itself, or as choices by which a good file is
 spoiled: numbers that are no numbers or enormous, parts left out or there twice, bytes overwritten, the end cut off.
+
+A finding is any other error, a refusal without a word or of more than LONGEST letters, and whatever is written outside
+the folder, started, or connected to meanwhile.
 """
 
 from __future__ import annotations
@@ -9,7 +12,9 @@ from __future__ import annotations
 import copy
 import io
 import json
+import os
 import struct
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -29,6 +34,7 @@ from minibert.data import check_vocabulary
 from minibert.data.streamed import File, load_checked, scan, write_checked
 from minibert.data.table import Layout, read_texts
 from minibert.data.windows import Encoding, read_windows
+from minibert.errors import LONGEST, InputError
 from minibert.files import read_json
 from minibert.initialization import Init
 from minibert.lab.ablation.findings import find
@@ -65,6 +71,30 @@ PIECES = [
     b"1e999",
     b"\xef\xbb\xbf",
 ]
+
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
+STARTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect"}
+
+
+class Fence:
+    """While `folder` is set, nothing outside it may be changed, and nothing started."""
+
+    folder: Path | None = None
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.folder is None:
+            return
+        changes = event in CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES)
+        paths = [os.fsdecode(part) for part in arguments[:2] if isinstance(part, str | bytes | os.PathLike)]
+        paths = paths[: 2 if event in ("os.rename", "os.link", "os.symlink") else 1]
+        outside = [path for path in paths if not os.path.abspath(path).startswith(f"{self.folder}{os.sep}")]
+        if event in STARTS or (changes and outside and "__pycache__" not in outside[0]):
+            raise AssertionError(f"{event} {arguments} outside {self.folder}")
+
+
+FENCE = Fence()
+sys.addaudithook(FENCE)
 
 
 class Choices:
@@ -239,7 +269,15 @@ class Target:
         """
         path = folder / self.path
         path.write_bytes(self.make(data))
-        return self.read(folder)
+        FENCE.folder = folder
+        try:
+            return self.read(folder)
+        except InputError as error:
+            if not 0 < len(str(error)) <= LONGEST:
+                raise AssertionError(f"{len(str(error)):,} letters: {str(error)[:200]}") from error
+            raise
+        finally:
+            FENCE.folder = None
 
 
 def lay_checkpoint(folder: Path) -> None:

@@ -23,7 +23,7 @@ import torch
 
 from minibert.config import TrainConfig
 from minibert.errors import InputError, Say
-from minibert.files import locked, read_json, write_json
+from minibert.files import is_leftover, locked, read_json, write_json
 from minibert.lab.ablation.grid import (
     FORMAT,
     Grid,
@@ -42,11 +42,12 @@ from minibert.lab.workloads import forward_work
 from minibert.lines import tell
 from minibert.progress import duration
 from minibert.setup import Ground, settle
+from minibert.training.folder import sweep
 
 BYTES = 1e9, 30  # a job's memory: torch and data, and for each weight: weight, gradient, moments, copies in passing
 ALWAYS = ("data", "model", "examples", "epochs", "batch_size", "lr", "warmup", "precision")
 SEEDLESS = ("lr", "warmup", "epochs", "seed", "out", "weight_decay", "clip", "bias_correction", "stop_on_collapse",
-            "class_weights", "label_smoothing", "select", "early_stopping")  # fmt: skip
+            "class_weights", "label_smoothing", "gradient_checkpointing", "select", "early_stopping")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,14 @@ def plan(grid: Grid, path: Path, scale: float, own_examples: bool, command: str)
 
     runs: dict[str, Run] = {}
     for asked in grid.configs():
-        config = replace(asked, **{name: value for name, value in settled.items() if getattr(asked, name) == "auto"})
+        left = {name: value for name, value in settled.items() if getattr(asked, name) == "auto"}
+        config = replace(asked, **left) if left else asked
         config = fitted(config, lambda c: ground_of(replace(c, examples="all")), scale, own_examples)
         ground = ground_of(config)
         resolved = {name: getattr(ground.config, name) for name in ("model", "data", "pool", "precision")}
-        settings = settings_of(replace(config, **resolved))
-        runs.setdefault(name_of(settings), Run(name_of(settings), settings, work_of(ground, config.epochs)))
+        settings = settings_of(config) | resolved
+        name = name_of(settings)
+        runs.setdefault(name, Run(name, settings, work_of(ground, config.epochs)))
     data = {ground.config.data: ground.data.sha256 for ground in grounds.values()}
     for name, was in before.get("data", {}).items():
         if data.get(name, was) != was:
@@ -141,7 +144,9 @@ def read_grid(path: Path) -> dict[str, Any]:
         InputError: the folder holds something else.
     """
     if not (path / "grid.json").exists():
-        if path.exists() and (not path.is_dir() or {part.name for part in path.iterdir()} - {"locks"}):
+        if path.exists() and (
+            not path.is_dir() or any(part.name != "locks" and not is_leftover(part) for part in path.iterdir())
+        ):
             raise InputError(f"--out {path} holds no grid but other files; choose another folder")
         return {}
     content = read_json(path / "grid.json")
@@ -373,6 +378,7 @@ def ablate(
         return []
     path.mkdir(parents=True, exist_ok=True)
     with locked(path / "locks" / "grid", wait=True):  # another ablate may be adding runs of its own
+        sweep(path)
         planned = replace(planned, content=merged(read_grid(path), planned.content))
         write_json(path / "grid.json", planned.content)
     return run_all(planned, path, launcher, keep_weights, say)

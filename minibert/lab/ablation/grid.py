@@ -37,6 +37,7 @@ TYPES: dict[str, tuple[Callable[[Any], Any], type | tuple[type, ...]]] = {
     "int": (int, int), "float": (float, (int, float)), "bool": (bool, bool), "str": (str, (str, int)),
     "str | None": (str, str),
 }  # fmt: skip
+DEFAULTS = asdict(TrainConfig())
 FORMAT = 1  # of grid.json
 MOST = 10_000  # runs; more is a slip of the hand
 
@@ -164,20 +165,19 @@ def name_of(settings: Mapping[str, Any]) -> str:
 
     Hashed is what differs from TrainConfig's defaults, so that a new setting leaves the names of old runs as they are.
     """
-    usual = asdict(TrainConfig())
-    told = {name: value for name, value in sorted(settings.items()) if name != "out" and value != usual[name]}
+    told = {name: value for name, value in sorted(settings.items()) if name != "out" and value != DEFAULTS[name]}
     text = json.dumps(told)
     return f"{re.sub(r'[^A-Za-z0-9.]+', '-', str(settings['init']))}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
     """All settings but the folder."""
-    return {name: value for name, value in asdict(config).items() if name != "out"}
+    return {name: getattr(config, name) for name in DEFAULTS if name != "out"}
 
 
 def varying(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """The settings that differ between runs, in the order of TrainConfig, `init` and `seed` among them if they do."""
-    return [name for name in FIELDS if len({json.dumps(run.get(name)) for run in runs}) > 1]
+    return [name for name in FIELDS if any(run.get(name) != runs[0].get(name) for run in runs)]
 
 
 def usual(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
