@@ -195,7 +195,7 @@ class Unknown(OverTokens):
         ({"pool": "tokens"}, None, "--pool tokens: this head reads one vector; give --head attention"),
         ({"pool": "tokens"}, OverBatch, "--pool tokens: this head reads one vector"),
         ({"head": "mlp"}, OverBatch, r"head twice: one of your own, and TrainConfig\(head='mlp'\)"),
-        ({}, NoAttribute, r"NoAttribute is called as head\(pooled\): missing .*'mask'; .* reads = \"tokens\""),
+        ({}, NoAttribute, r"head=NoAttribute: it is called as head\(pooled\): missing .*'mask'; .* reads = \"tokens\""),
         ({}, Unknown, "head=Unknown: the head's reads is 'words'; it must be 'pooled' or 'tokens'"),
     ],
 )
