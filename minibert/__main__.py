@@ -137,7 +137,7 @@ def run_explain(given: argparse.Namespace) -> int:
 
 def add_ablate_flags(parser: argparse.ArgumentParser) -> None:
     """The grid's own flags; then those of train.py, which take several values each."""
-    parser.usage = "%(prog)s [--preset NAME] [--SETTING VALUE [VALUE ...]] ..."
+    parser.usage = "%(prog)s [--preset NAME] [--SETTING VALUE ...] ..."
     parser.description = (
         "Each setting takes one value or several; the grid is their product, times seeds. What is not given is as in"
         " the preset. The same command again goes on where it stands."
