@@ -166,6 +166,8 @@ def test_a_head_of_ones_own_reads_all_tokens(config, precision):
     np.testing.assert_allclose(together, alone, atol=1e-5 if precision == "fp32" else 0.02)
     assert clf.network.model.config.pool == "tokens"
     assert clf.network.model.head.norm.num_batches_tracked == 8 * run.best["epoch"]
+    with pytest.raises(InputError, match="trained with the head OverTokens, which reads all tokens; Linear does not"):
+        Classifier.load(run.path, head=nn.Linear)
 
 
 def test_a_checkpoint_without_pooler_starts_other_heads(config, tmp_path):
