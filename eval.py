@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
         return  # the first one speaks
     found = None
     if given.baseline is not None:
-        rows = list(rows)
+        rows = list(rows) if given.predictions is not None else rows
         found = baseline(path, given.baseline, rows)
     if given.json:
         more = {} if found is None else {"baseline": found}

@@ -19,6 +19,7 @@ import numpy as np
 
 from minibert.config import TrainConfig, field_of
 from minibert.data import Examples
+from minibert.data.columns import Texts
 from minibert.data.table import Table, columns_of, table_of_rows
 from minibert.data.windows import Encoding, checked_windows, table_of_arrays
 from minibert.engine.machine import choose_device, choose_machine
@@ -203,7 +204,7 @@ class Classifier:
         if not ids:
             return np.zeros((0, len(self.labels)))
         nothing = np.zeros(len(ids), np.int64)
-        examples = Examples(ids, types, nothing, nothing)
+        examples = Examples(Texts.of(ids), None if types is None else Texts.of(types), nothing, nothing)
         self.network.multiple = length_multiple([examples])
         return predict(self.network, examples).logits.double().softmax(dim=1).numpy()
 

@@ -35,7 +35,7 @@ class TrainConfig:
         InputError: a value of another type than its field's, or out of its range.
     """
 
-    data: str = setting("motion", "data", "motion, motion-overlap, a .csv .tsv .jsonl .npz file, or a folder of texts")
+    data: str = setting("motion", "data", "motion, motion-overlap, a .csv .jsonl .parquet .npz (...) file, or a folder")
     charset: str = setting("utf-8", "data", "encoding of the text files")
     text_column: str = setting("text", "data", "what the column of texts is called")
     label_column: str = setting("label", "data", "what the column of labels is called")

@@ -14,14 +14,14 @@ from minibert.data import Examples
 from minibert.engine.network import Network
 from minibert.engine.processes import ALONE, Processes
 from minibert.lines import WIDTH, cell, columns, fold, visible
-from minibert.verdict import is_shut, judge
+from minibert.verdict import Directions, is_shut, judge
 
 
 class Outputs(NamedTuple):
     """What a model makes of n examples: float32 on the CPU, in their order."""
 
     logits: Tensor  # (n, C)
-    pooled: Tensor  # (n, D), what the head read
+    pooled: Tensor | Directions  # (n, D), what the head read
     shut: bool  # all branches gated off, see verdict.is_shut
 
 
@@ -30,8 +30,8 @@ def predict(
     network: Network, examples: Examples, rows: Sequence[int] | None = None, processes: Processes = ALONE,
     behind: Callable[[], None] = lambda: None,
 ) -> Outputs:  # fmt: skip
-    """The logits of the examples at `rows` (None: all), and the vectors behind them. In portions by length, so that
-    little is padded; the same ones however many processes share them out.
+    """The logits of the examples at `rows` (None: all), and the directions of the vectors behind them. In portions by
+    length, so that little is padded; the same ones however many processes share them out.
 
     Args:
         behind: called behind each portion; what it raises ends this.
@@ -39,18 +39,19 @@ def predict(
     model, was_training = network.model, network.model.training
     model.eval()
     rows = np.arange(len(examples)) if rows is None else np.asarray(rows)
-    lengths = np.array([len(examples.ids[i]) for i in rows])
+    lengths = examples.ids.lengths[rows]
     order = np.argsort(lengths, kind="stable")
-    parts: list[tuple[Tensor, Tensor]] = []
+    parts: list[tuple[Tensor, Directions]] = []
     with network.autocast():
         for portion in processes.share(network.portions(lengths[order])):
             batch = network.batch(examples, rows[order[portion]].tolist())
-            parts.append(tuple(part.float().cpu() for part in network(batch)))
+            logits, vectors = (part.float().cpu() for part in network(batch))
+            parts.append((logits, Directions.of(vectors)))
             behind()
     model.train(was_training)
     back = np.argsort(order)
-    logits, vectors = (torch.cat(part)[back] for part in zip(*processes.join(parts)))
-    return Outputs(logits, vectors, is_shut(model.bert))
+    logits, directions = zip(*processes.join(parts))
+    return Outputs(torch.cat(logits)[back], sum(directions[1:], directions[0]), is_shut(model.bert))
 
 
 def report(outputs: Outputs, labels: np.ndarray, names: list[str]) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def report(outputs: Outputs, labels: np.ndarray, names: list[str]) -> dict[str, 
         `classes` {name: precision, recall, f1, support}, `confusion`, a row a true class, a column a predicted one, and
         `verdict`, the fields of a `Verdict`.
     """
-    logits = outputs.logits
+    logits, labels = outputs.logits, labels.astype(np.int64)
     count = len(names)
     target = torch.from_numpy(labels)
     guess = logits.argmax(dim=1).numpy()

@@ -19,7 +19,7 @@ from minibert.errors import InputError
 from minibert.files import write_output
 from minibert.lines import cell, fold, has_colours, lacks
 from minibert.pages import check_page, escaped, page, shade, table
-from minibert.predict import KINDS, STDIN, read_inputs
+from minibert.predict import KINDS, PORTION, STDIN, read_inputs
 from minibert.tokenizer import Span
 from minibert.training.folder import read_run
 
@@ -338,7 +338,10 @@ def read_request(
             raise InputError(f"{source}: no such file; a text that ends so must have a blank in it")
         names: dict[str, Any] = dict(columns or {})
         layout = Layout.of(replace(classifier.config, **names))
-        inputs, pairs = read_inputs(classifier, source, charset, layout)
+        portions = read_inputs(classifier, source, charset, layout)
+        inputs, pairs = next(portions)
+        if next(portions, None) is not None:
+            raise InputError(f"{source}: more than {PORTION:,} texts; explain some of them")
         return Request(inputs, pairs, [None] * len(inputs))
     if classifier.encoding is not None:
         raise InputError(f"{classifier.path} was trained on windows: give an .npz with x, or --row N")
@@ -361,7 +364,7 @@ def validation_row(classifier: Classifier, row: int) -> Request:
     if data.windows is not None:
         return Request(data.windows[pick], None, [data.labels[row]])
     assert data.texts is not None  # a table has windows or texts
-    return Request(data.texts[pick], None if data.pairs is None else data.pairs[pick], [data.labels[row]])
+    return Request(data.texts[pick], None if data.pairs is None else list(data.pairs[pick]), [data.labels[row]])
 
 
 def explain_command(

@@ -151,10 +151,10 @@ def fingerprint(
     settings = [RECIPE, SEED, epochs, vars(recipe), config.to_dict(), machine.name]
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     key.update(hashlib.sha256(tokenizer.to_json().encode()).digest())
-    for rows, dtype in ((texts.ids, np.int32), (texts.types or [], np.uint8)):
-        key.update(np.array([len(row) for row in rows], np.int64).tobytes() + b"|")
-        for row in rows:
-            key.update(np.asarray(row, dtype).tobytes())
+    for rows, dtype in ((texts.ids, np.int32), (texts.types, np.uint8)):
+        key.update((np.zeros(0) if rows is None else rows.lengths).astype(np.int64).tobytes() + b"|")
+        for piece in () if rows is None else rows.pieces():
+            key.update(piece.astype(dtype).tobytes())
     return key.hexdigest()
 
 
@@ -172,7 +172,7 @@ def learn(
     model = BertClassifier(config, head=nn.Identity(), dropout=dropout_for(machine.device))
     mask = Examples([np.array([tokenizer.token_id(MASK)])], None, np.zeros(1, np.int64), np.zeros(1, np.int64))
     special = np.array([tokenizer.token_id(token) for token in (*SPECIAL, MASK)])
-    known = np.setdiff1d(np.concatenate(texts.ids), special)
+    known = np.setdiff1d(texts.ids.occurring(), special)
     if not len(known):
         raise InputError("--init self-mlm: the training texts have no word that the tokenizer knows")
     model.head = MaskedWordHead(config, len(known))

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from minibert.lines import visible
 STDIN = "-"
 KINDS = (".txt", *READERS, ".npz")
 FORMS = (".csv", ".jsonl")
+PORTION = 65_536  # rows of a file whose answers are held at a time
 
 
 def predict_file(
@@ -50,8 +52,7 @@ def predict_file(
         raise InputError(f"{path}: unknown kind; give one of {', '.join(KINDS)}")
     classifier = Classifier.load(run)
     layout = Layout.of(replace(classifier.config, **(columns or {})))
-    inputs, pairs = read_inputs(classifier, source, charset, layout)
-    rows = classifier.answers(inputs, pairs)
+    rows = answers(classifier, source, charset, layout)
     # On standard output in ASCII: what a terminal's encoding lacks would make no JSON.
     lines = (
         as_json_lines(rows, ascii=out is None) if (out.suffix.lower() == ".jsonl" if out else as_json) else as_csv(rows)
@@ -60,11 +61,27 @@ def predict_file(
         for line in lines:
             print(visible(line) if sys.stdout.isatty() else line)
     else:
-        write_output(out, lambda beside: beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8"))
+        write_output(out, lambda beside: write_lines(beside, lines))
 
 
-def read_inputs(classifier: Classifier, source: str, charset: str, layout: Layout) -> tuple[Any, list[str] | None]:
-    """New texts or windows, and second texts where the run needs them.
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
+
+
+def answers(classifier: Classifier, source: str, charset: str, layout: Layout) -> Iterator[dict[str, Any]]:
+    """As Classifier.answers, for PORTION inputs at a time."""
+    before = 0
+    for inputs, pairs in read_inputs(classifier, source, charset, layout):
+        for row in classifier.answers(inputs, pairs):
+            yield row | {"row": before + row["row"]}
+        before += len(inputs)
+
+
+def read_inputs(
+    classifier: Classifier, source: str, charset: str, layout: Layout
+) -> Iterator[tuple[Any, list[str] | None]]:
+    """New texts or windows, and second texts where the run needs them: all, or of a file of rows PORTION at a time.
 
     Raises:
         InputError: none, or of another kind than the run was trained on; the line says where.
@@ -82,20 +99,27 @@ def read_inputs(classifier: Classifier, source: str, charset: str, layout: Layou
             raise InputError(
                 f"{path}: channels {', '.join(names)}; the run was trained on {', '.join(classifier.encoding.channels)}"
             )
-        return windows, None
+        yield windows, None
+        return
     needed = ("text", "text_b") if classifier.pairs else ("text",)
-    if kind == ".txt":
+    if kind in READERS:
+        with open(path, "rb") as file:
+            rows, some = read_file(path, file, charset, needed, layout), []
+            while more := list(islice(rows, PORTION)):
+                some = more
+                columns = columns_of(some, needed, needed, layout)
+                yield columns["text"], columns.get("text_b")
+        if not some:
+            raise InputError(f"{source}: no texts in it")
+    else:
         content, name = (sys.stdin.buffer.read(), "standard input") if source == STDIN else (path.read_bytes(), source)
         texts = decode(content, Path(name), charset).split("\n")
         if not texts[-1]:  # behind the end of the last line
             texts.pop()
-        rows, layout = [(f"{name}, line {i}", {"text": text}) for i, text in enumerate(texts, 1)], Layout()
-    else:
-        name, rows = source, read_file(path, path.read_bytes(), charset, needed, layout)
-    if not rows:
-        raise InputError(f"{name}: no texts in it")
-    columns = columns_of(rows, needed, needed, layout)
-    return columns["text"], columns.get("text_b")
+        if not texts:
+            raise InputError(f"{name}: no texts in it")
+        columns = columns_of([(f"{name}, line {i}", {"text": text}) for i, text in enumerate(texts, 1)], needed, needed)
+        yield columns["text"], columns.get("text_b")
 
 
 def as_json_lines(rows: Iterable[dict[str, Any]], ascii: bool) -> Iterator[str]:

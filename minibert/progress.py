@@ -63,6 +63,12 @@ class Progress:
         self.clear()
         print(f"{text()}  {line}", end="" if self.live else "\n", file=self.stream, flush=True)
 
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.clear()
+
     def clear(self) -> None:
         """Take the moving line away, so that a plain one can be printed."""
         if self.replace is not None:

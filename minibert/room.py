@@ -76,16 +76,17 @@ def largest_batch(config: TrainConfig, examples: Examples, machine: Machine, mul
     """The tokens of each text of the forward pass of the first epoch that takes most: the other epochs draw others."""
     lengths, processes = lengths_of(examples, multiple), machine.processes
     plan = Plan(len(examples), config.epochs, config.batch_size, config.accumulate, config.seeds.order)
-    passes = [np.array(part) for rows in plan.rows(1) for part in plan.batches(processes.share(rows)) if len(part)]
+    # One after another, and no list of them: there may be very many.
+    passes = (part for rows in plan.rows(1) for part in plan.batches(processes.share(rows)) if len(part))
     # Of n tokens a layer keeps 12 n (n + 384) bytes a head, if that is of 64 and the feed-forward of 4 times the width.
     cost = lengths * (lengths + 384)
-    batch = lengths[max(passes, key=lambda rows: cost[rows].sum(), default=np.array([0]))]
+    batch = lengths[max(passes, key=lambda rows: cost[rows].sum(), default=[0])]
     return (batch if machine.device.type == "cpu" else np.full(len(batch), batch.max())).tolist()
 
 
 def lengths_of(examples: Examples, multiple: int) -> np.ndarray:
     """Tokens of each text, with what it is padded to."""
-    lengths = np.array([len(ids) for ids in examples.ids])
+    lengths = examples.ids.lengths
     return -(-lengths // multiple) * multiple
 
 

@@ -119,8 +119,8 @@ class MiniBertClassifier(ClassifierMixin, BaseEstimator):
         if len(classes) < 2:
             raise ValueError(f"MiniBertClassifier needs two classes or more; y has one class only, {classes[0]!r}")
         splits = np.full(len(y), "train", dtype="<U5")
-        by_class(splits, places, np.random.default_rng(derive(Seeds.parse(self.seed).split, "split")))
-        splits[splits == "test"] = "train"
+        taken = by_class(places, np.random.default_rng(derive(Seeds.parse(self.seed).split, "split")))
+        splits[taken["val"]] = "val"
         # A run has a test split, which here nothing reads: the validation rows stand in for it.
         again = np.flatnonzero(splits == "val")
         rows = np.concatenate([np.arange(len(y)), again])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -55,17 +55,17 @@ class Verdict:
     offset: float
 
 
-def judge(logits: Tensor, pooled: Tensor, labels: np.ndarray, shut: bool = False) -> Verdict:
+def judge(logits: Tensor, pooled: Tensor | Directions, labels: np.ndarray, shut: bool = False) -> Verdict:
     """
     `learning`: the loss lies below that of the best constant answer, or the accuracy above the commonest class, by more
     than chance gives. `collapsed`: not so, all inputs get one answer, and the network does not see which is which.
     `not yet`: all else, among it a split of one example or one class, which cannot tell.
 
     Args:
-        logits: (n, C); pooled: (n, D), what the head read; labels: (n,) in 0 .. C - 1.
+        logits: (n, C); pooled: (n, D), what the head read, or their directions; labels: (n,) in 0 .. C - 1.
         shut: the network's branches are gated and have not opened (see `is_shut`).
     """
-    logits, pooled, target = logits.double(), pooled.double(), torch.from_numpy(labels)
+    logits, target = logits.double(), torch.from_numpy(labels)
     n, classes = logits.shape
     guess = logits.argmax(dim=1)
     predicted = torch.bincount(guess, minlength=classes).double() / n
@@ -99,13 +99,26 @@ def entropy(shares: Tensor) -> float:
     return torch.special.entr(shares).sum().item()
 
 
-def mean_cosine(vectors: Tensor) -> float | None:
+class Directions(NamedTuple):
+    """What the mean cosine of n vectors needs of them: of very many, nobody has to hold more."""
+
+    n: int
+    total: Tensor  # (D,), the sum of the unit vectors
+    squares: Tensor  # the sum of their squares: n, but for vectors of zeros
+
+    @classmethod
+    def of(cls, vectors: Tensor) -> Directions:
+        unit = F.normalize(vectors.double(), dim=1)
+        return cls(len(vectors), unit.sum(dim=0), unit.square().sum())
+
+    def __add__(self, other: Any) -> Any:
+        return Directions(*(one + another for one, another in zip(self, other)))
+
+
+def mean_cosine(vectors: Tensor | Directions) -> float | None:
     """(n, D) -> the mean cosine of the n (n - 1) pairs, from one sum: |sum u|^2 = sum |u|^2 + all pairs."""
-    n = len(vectors)
-    if n < 2:
-        return None
-    unit = F.normalize(vectors.double(), dim=1)
-    return ((unit.sum(dim=0).square().sum() - unit.square().sum()) / (n * (n - 1))).item()
+    n, total, squares = vectors if isinstance(vectors, Directions) else Directions.of(vectors)
+    return ((total.square().sum() - squares) / (n * (n - 1))).item() if n > 1 else None
 
 
 def is_shut(network: torch.nn.Module) -> bool:

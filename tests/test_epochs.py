@@ -17,6 +17,7 @@ from minibert.engine.machine import Machine
 from minibert.engine.optimizer import Schedule
 from minibert.errors import InputError
 from minibert.model import BertClassifier
+from minibert.seeds import derive
 
 CPU = torch.device("cpu")
 PLAN = Plan(examples=19, epochs=2, batch_size=2, accumulate=2, order=5, dropout=6)
@@ -45,10 +46,21 @@ def test_an_epoch_is_all_examples_once_in_an_order_of_its_own():
     assert [len(rows) for rows in first] == [4, 4, 4, 4, 3]
     assert (PLAN.steps, PLAN.size) == (5, 4)
     assert sorted(i for rows in first for i in rows) == list(range(19))
-    assert first != second
-    assert first == PLAN.rows(1)
-    assert replace(PLAN, order=4).rows(1) != first
-    assert replace(PLAN, dropout=4).rows(1) == first
+    assert list(first) != list(second)
+    assert list(first) == list(PLAN.rows(1))
+    assert list(replace(PLAN, order=4).rows(1)) != list(first)
+    assert list(replace(PLAN, dropout=4).rows(1)) == list(first)
+    assert first[-1] == list(first)[4]
+    with pytest.raises(IndexError):
+        first[5]
+
+
+@pytest.mark.parametrize("examples", [19, 4096, 100_003])
+def test_the_order_is_that_of_runs_that_drew_it_in_64_bits(examples):
+    plan = replace(PLAN, examples=examples)
+    generator = torch.Generator().manual_seed(derive(plan.order, "order", 2))
+    expected = torch.randperm(examples, generator=generator).tolist()
+    assert [i for chosen in plan.rows(2) for i in chosen] == expected
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
@@ -61,7 +73,7 @@ def test_no_forward_pass_is_smaller_than_the_least(examples, accumulate):
     batches = [part for chosen in rows for part in plan.batches(chosen)]
     assert [i for part in batches for i in part] == [i for chosen in rows for i in chosen]
     assert {len(part) for part in batches} <= {2, 3, 4} or examples == 1
-    assert replace(plan, least=1).rows(1) == cut([i for chosen in rows for i in chosen], plan.size)
+    assert list(replace(plan, least=1).rows(1)) == cut([i for chosen in rows for i in chosen], plan.size)
 
 
 def test_every_step_has_random_numbers_of_its_own():

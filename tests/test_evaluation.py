@@ -11,6 +11,7 @@ from minibert.engine.network import Padded
 from minibert.evaluation import Outputs, format_report, predict, report
 from minibert.lines import columns
 from minibert.model import BertClassifier
+from minibert.verdict import mean_cosine
 
 
 def test_report_against_figures_by_hand():
@@ -38,14 +39,16 @@ def test_predictions_come_in_the_order_of_the_examples():
     generator = np.random.default_rng(0)
     ids = [generator.integers(1, TINY.vocab_size, n).astype(np.int32) for n in generator.integers(2, 30, 150)]
     examples = Examples(ids, None, np.zeros(150, np.int64), np.arange(150))
-    logits, pooled, shut = predict(Padded(model, choose_machine("fp32", torch.device("cpu"))), examples)
+    logits, directions, shut = predict(Padded(model, choose_machine("fp32", torch.device("cpu"))), examples)
     assert not shut
     assert model.training
     model.eval()
     for i in (0, 1, 77, 149):
         alone = torch.from_numpy(ids[i]).long()[None]
         torch.testing.assert_close(logits[i], model(alone)[0], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(pooled[i], model.bert(alone)[1][0], rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        vectors = torch.cat([model.bert(torch.from_numpy(text).long()[None])[1] for text in ids])
+    assert mean_cosine(directions) == pytest.approx(mean_cosine(vectors), rel=1e-5)
 
 
 def test_printed_report_has_every_class():

@@ -230,12 +230,13 @@ def test_training_loss_is_weighed_and_smoothed_and_validation_loss_is_not(config
     train_split, val_split = setup.data.train, setup.data.val
     assert len(train_split) % 10
     network = Padded(setup.model.eval(), FP32)
-    weight = balanced(torch.from_numpy(train_split.labels), 2)
+    targets, val_targets = (torch.from_numpy(split.labels).long() for split in (train_split, val_split))
+    weight = balanced(targets, 2)
     expected = F.cross_entropy(
-        predict(network, train_split).logits, torch.from_numpy(train_split.labels), weight, label_smoothing=0.2
+        predict(network, train_split).logits, targets, weight, label_smoothing=0.2
     )  # fmt: skip
     assert row["train_loss"] == pytest.approx(expected.item(), rel=1e-5)
-    plain = F.cross_entropy(predict(network, val_split).logits, torch.from_numpy(val_split.labels))
+    plain = F.cross_entropy(predict(network, val_split).logits, val_targets)
     assert row["val_loss"] == pytest.approx(plain.item(), rel=1e-5)
 
 

@@ -6,9 +6,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from minibert.data.columns import Names
 from minibert.data.splits import SPLITS, fewer, split_rows
 from minibert.data.table import Table
 from minibert.errors import InputError
+from minibert.seeds import derive
 
 
 def table(labels, groups=None, splits=None):
@@ -158,3 +160,54 @@ def test_a_column_of_very_many_labels_is_refused():
     with pytest.raises(InputError, match="4,097 different labels in 8,194 rows; 4,096 are the most: is it the right"):
         split_rows(table([str(i // 2) for i in range(2 * 4097)]), 0)
     split_rows(table([str(i // 3) for i in range(3 * 4096)]), 0)
+
+
+def before_codes(table, seed):
+    """split_rows as it was when labels and groups were strings: the rows of old runs."""
+    labels = np.array(table.labels)
+    generator = np.random.default_rng(derive(seed, "split"))
+    chosen = np.full(len(labels), "train", dtype="<U5")
+    if table.groups is not None:
+        groups = np.array(table.groups)
+        order = generator.permutation(sorted(set(groups)))
+        for name in ("test", "val"):
+            while len(order) > 1 and (chosen == name).sum() < 0.1 * len(chosen):
+                chosen[groups == order[0]] = name
+                order = order[1:]
+    else:
+        for label in sorted(set(labels)):
+            rows = generator.permutation(np.flatnonzero(labels == label))
+            share = max(1, round(0.1 * len(rows))) if len(rows) >= 3 else 0
+            chosen[rows[:share]] = "test"
+            chosen[rows[share : 2 * share]] = "val"
+    return {name: np.flatnonzero(chosen == name) for name in SPLITS}
+
+
+def fewer_before(rows, labels, count, seed):
+    classes = sorted(set(labels[rows]))
+    generator = np.random.default_rng(derive(seed, "subset"))
+    own = [generator.permutation(rows[labels[rows] == label]) for label in classes]
+    place = np.concatenate([np.arange(len(part)) / len(part) for part in own])
+    tie = generator.permutation(len(place))
+    return np.sort(np.concatenate(own)[np.lexsort((tie, place))[:count]])
+
+
+MIXED = ["10", "2", "é", "Z", "a b", "-1", "nan", "\U0001f600", "\uffff"]  # ordered otherwise as numbers, or in UTF-16
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_are_those_of_runs_that_had_strings(seed, grouped):
+    generator = np.random.default_rng(seed)
+    labels = [MIXED[min(i, 8)] for i in generator.geometric(0.3, 3000) - 1]
+    groups = [f"{MIXED[i % 9]}{i}" for i in generator.integers(0, 400, 3000)] if grouped else None
+    plain = table(labels, groups)
+    coded = Table("t", Names.of(labels), "", groups=groups and Names.of(groups))
+    expected = before_codes(plain, seed)
+    for found in (split_rows(plain, seed), split_rows(coded, seed)):
+        for name in SPLITS:
+            assert found[name].tolist() == expected[name].tolist()
+    few = fewer_before(expected["train"], np.array(labels), 100, seed)
+    train = split_rows(plain, seed)["train"]
+    assert fewer(train, Names.of(labels).codes, 100, seed).tolist() == few.tolist()
+    assert fewer(train, np.array(labels), 100, seed).tolist() == few.tolist()

@@ -126,9 +126,9 @@ def test_missing_file_names_what_is_bundled(tmp_path):
         read_texts(tmp_path / "no.csv")
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.parquet", "a"])
+@pytest.mark.parametrize("name", ["a.txt", "a.xlsx", "a"])
 def test_unknown_kind(put, name):
-    with pytest.raises(InputError, match=r"unknown kind; give \.csv, \.tsv, \.jsonl, \.npz or a folder"):
+    with pytest.raises(InputError, match=r"unknown kind; give \.csv, \.tsv, \.jsonl, \.parquet, .*\.npz or a folder"):
         read_texts(put(name, "text,label\none,a\n"))
 
 
@@ -283,6 +283,10 @@ def test_another_encoding_is_named_and_can_be_given(put, tmp_path, name):
 def test_position_of_the_byte_that_does_not_fit(put):
     with pytest.raises(InputError, match="byte 14 is not utf-8"):
         read_texts(put("a.csv", b"text,label\ncaf\xe9,a\n"))
+    with pytest.raises(InputError, match="byte 0 is not utf-8"):
+        read_texts(put("a.csv", b"\xe9"))
+    with pytest.raises(InputError, match="UTF-16 stream does not start with BOM: not utf-16; convert"):
+        read_texts(put("a.csv", b"text,label\n"), "utf-16")
 
 
 def test_unknown_charset(put):

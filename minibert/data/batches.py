@@ -58,7 +58,7 @@ def collate(
         torch.from_numpy(input_ids),
         torch.arange(shape[1]) < lengths[:, None] if padded else None,
         None if types is None else torch.from_numpy(types),
-        torch.from_numpy(examples.labels[list(rows)]),
+        torch.from_numpy(examples.labels[list(rows)].astype(np.int64)),
     )
 
 
@@ -83,8 +83,8 @@ class PackedBatch(NamedTuple):
 
 def pack(examples: Examples, rows: Sequence[int], pad_id: int = 0, multiple: int = 1) -> PackedBatch:
     """The examples at `rows`, the shortest first, each padded to a multiple of `multiple` tokens."""
-    rows = sorted(rows, key=lambda i: len(examples.ids[i]))
-    real = np.array([len(examples.ids[i]) for i in rows])
+    texts = sorted(((examples.ids[i], i) for i in rows), key=lambda text: len(text[0]))
+    rows, real = [i for _, i in texts], np.array([len(ids) for ids, _ in texts])
     full = -(-real // multiple) * multiple
     place = np.concatenate([np.arange(n) for n in full])
     token = place < np.repeat(real, full)  # (T,): False where padded
@@ -100,10 +100,10 @@ def pack(examples: Examples, rows: Sequence[int], pad_id: int = 0, multiple: int
         mask = np.arange(length) < real[start : start + count, None]  # (texts, length)
         runs.append(Run(count, length, None if mask.all() else torch.from_numpy(mask[:, None, None])))
     return PackedBatch(
-        laid_out([examples.ids[i] for i in rows], pad_id),
+        laid_out([ids for ids, _ in texts], pad_id),
         torch.from_numpy(np.where(token, place, 0)),  # padding may reach beyond the last position
         None if examples.types is None else laid_out([examples.types[i] for i in rows], 0),
-        torch.from_numpy(examples.labels[rows]),
+        torch.from_numpy(examples.labels[rows].astype(np.int64)),
         runs,
         torch.from_numpy(np.cumsum(full) - full),
     )

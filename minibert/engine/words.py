@@ -29,14 +29,14 @@ class Words:
     """
 
     def __init__(self, splits: Sequence[Examples], pad_id: int) -> None:
-        self.ids = np.unique(np.concatenate([[pad_id], *(ids for split in splits for ids in split.ids)]))
+        self.ids = np.unique(np.concatenate([[pad_id], *(split.ids.occurring() for split in splits)]))
         self.pad_id = int(np.searchsorted(self.ids, pad_id))
 
     def renumber(self, split: Examples) -> Examples:
         """The same examples with places in `ids` for word ids."""
         place = np.zeros(int(self.ids[-1]) + 1, np.int32)
         place[self.ids] = np.arange(len(self.ids), dtype=np.int32)
-        return replace(split, ids=[place[ids] for ids in split.ids])
+        return replace(split, ids=split.ids.renumbered(place))
 
     def fewer(self, model: BertClassifier) -> BertClassifier:
         """A model that shares all of `model` but the word embedding: that has the rows that occur, (W, D)."""

@@ -15,6 +15,7 @@ import torch
 
 from minibert.config import TrainConfig
 from minibert.data import chosen_rows, read_table
+from minibert.data.columns import Names
 from minibert.data.table import Table
 from minibert.data.windows import Encoding
 from minibert.errors import InputError
@@ -57,12 +58,15 @@ def baseline(path: Path, kind: str, predictions: Iterable[dict[str, Any]]) -> di
         InputError: as check_kind; the run's data are not there; there is no word in the texts.
     """
     check_kind(kind)
-    predictions = list(predictions)
+    right: dict[str, list[bool]] = {"val": [], "test": []}
+    for row in predictions:
+        right[row["split"]].append(row["label"] == row["predicted"])
     config, _ = read_run(path)
     table = read_table(config)
     parts = chosen_rows(config, table)
-    names = sorted(set(table.labels), key=table.label_order)
-    y = np.array([names.index(label) for label in table.labels])
+    labels = Names.of(table.labels)
+    names = sorted(labels.names, key=table.label_order)
+    y = np.array([names.index(label) for label in labels.names])[labels.codes]
     x, what = features(config, table, parts["train"], kind)
     model = classifier(kind, None if config.class_weights == "none" else config.class_weights)
     model.fit(x[parts["train"]], y[parts["train"]])
@@ -75,7 +79,7 @@ def baseline(path: Path, kind: str, predictions: Iterable[dict[str, Any]]) -> di
         logits = torch.from_numpy(np.log(np.maximum(p, SMALLEST)))
         figures = report(Outputs(logits, logits, False), y[rows], names)
         ours = logits.argmax(dim=1).numpy() == y[rows]
-        its = np.array([row["label"] == row["predicted"] for row in predictions if row["split"] == split])
+        its = np.array(right[split])
         groups = table.groups and [table.groups[i] for i in rows]
         difference = over_examples(ours.astype(float) - its, groups)
         result[split] = {
@@ -99,11 +103,12 @@ def features(config: TrainConfig, table: Table, train: np.ndarray, kind: str) ->
     from scipy.sparse import hstack
     from sklearn.feature_extraction.text import CountVectorizer
 
-    counts = []
+    counts, is_train = [], np.zeros(len(table.labels), bool)
+    is_train[train] = True
     for column in (texts, *([] if pairs is None else [pairs])):
         words = CountVectorizer(token_pattern=r"\b\w+\b")  # scikit-learn's own leaves out words of one letter
         try:
-            words.fit([column[i] for i in train])
+            words.fit(text for text, chosen in zip(column, is_train) if chosen)
         except ValueError as error:
             raise InputError(f"--baseline {kind}: {table.name} has no words to count: {error}") from None
         counts.append(words.transform(column))

@@ -91,7 +91,7 @@ def order(case: Case, examples: Examples) -> list[list[int]]:
     count = case.batch * (case.steps + WARMUP)
     rows = np.random.default_rng(3).permutation(len(examples))[:count]
     if case.what == "eval":
-        rows = rows[np.argsort([len(examples.ids[i]) for i in rows], kind="stable")]
+        rows = rows[np.argsort(examples.ids.lengths[rows], kind="stable")]
     batches = [rows[i : i + case.batch].tolist() for i in range(0, count, case.batch)]
     if case.what == "eval":
         # shuffled, so that the uncounted ones are like the others
@@ -121,7 +121,7 @@ def weights_moved(case: Case, examples: Examples) -> float:
     c = bert_config(case)
     with torch.device("meta"):
         count = sum(p.numel() for p in BertClassifier(c).parameters())
-    words = len(np.unique(np.concatenate([[c.pad_token_id], *examples.ids])))
+    words = len({c.pad_token_id, *examples.ids.occurring().tolist()})
     return 28 * (count - (c.vocab_size - words) * c.hidden_size) / 1e9
 
 

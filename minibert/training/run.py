@@ -218,7 +218,7 @@ def within_memory(setup: Setup) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        longest = max(len(ids) for ids in setup.data.train.ids)
+        longest = setup.data.train.ids.lengths.max()
         weights = sum(weight.numel() for weight in setup.model.parameters())
         again = "" if setup.config.gradient_checkpointing else ", add --gradient-checkpointing"
         raise OwnError(

@@ -22,14 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
+from pyarrow import feather, ipc, parquet
 from safetensors.torch import save
 
 from minibert import sources
 from minibert.checkpoint import load_encoder, read_config, save_pretrained
 from minibert.config import TrainConfig
 from minibert.data import check_vocabulary
-from minibert.data.table import read_texts
+from minibert.data.streamed import File, load_checked, scan, write_checked
+from minibert.data.table import Layout, read_texts
 from minibert.data.windows import Encoding, read_windows
 from minibert.errors import LONGEST, InputError
 from minibert.files import read_json
@@ -333,6 +336,34 @@ def read_report(folder: Path) -> None:
         assert line.isprintable()
 
 
+def read_streamed(path: Path) -> None:
+    """All rows twice: for their columns and for their texts."""
+    file = File.of(path, "utf-8", Layout())
+    scan(file)
+    for _ in file.rows():
+        pass
+
+
+def read_shard(path: Path) -> None:
+    """What is not as it was written is nothing, and never other numbers."""
+    found = load_checked(path)
+    assert found is None or all(np.array_equal(found[name], array) for name, array in SHARD.items())
+
+
+def packed(write: Callable[[pa.Table, Path], Any]) -> bytes:
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        write(pa.table({"text": ["one", "two", "three"] * 5, "label": [1, 2, 3] * 5}).slice(0, 14), Path(folder, "a"))
+        return Path(folder, "a").read_bytes()
+
+
+def write_stream(table: pa.Table, path: Path) -> None:
+    with ipc.new_stream(path, table.schema) as out:
+        out.write_table(table, 5)
+
+
+SHARD = {"ids": np.arange(9, dtype=np.int16), "starts": np.array([0, 4, 9], np.int32), "cut": np.array([0])}
 SETTINGS = asdict(TrainConfig())
 VERDICT = {"name": "learning", "class_entropy": 0.7, "prediction_entropy": 0.7, "top_share": 0.5, "cosine": 0.1}
 ROW = {
@@ -382,6 +413,13 @@ TARGETS = {
     "csv": Target("a.csv", of_bytes(CSV), lambda folder: read_texts(folder / "a.csv")),
     "tsv": Target("a.tsv", of_bytes(CSV.replace(b",", b"\t")), lambda folder: read_texts(folder / "a.tsv")),
     "jsonl": Target("a.jsonl", of_lines(JSONL), lambda folder: read_texts(folder / "a.jsonl")),
+    "parquet": Target("a.parquet", of_bytes(packed(lambda t, path: parquet.write_table(t, path, row_group_size=5))),
+                      lambda folder: read_streamed(folder / "a.parquet")),
+    "feather": Target("a.feather", of_bytes(packed(lambda t, path: feather.write_feather(t, path, chunksize=5))),
+                      lambda folder: read_streamed(folder / "a.feather")),
+    "arrow": Target("a.arrow", of_bytes(packed(write_stream)), lambda folder: read_streamed(folder / "a.arrow")),
+    "shard": Target("s.safetensors", of_safetensors(packed(lambda _, path: write_checked(path, SHARD))),
+                    lambda folder: read_shard(folder / "s.safetensors")),
     "npz": Target("a.npz", of_npz({"x": np.arange(12.0).reshape(3, 2, 2), "y": np.array(["a", "b", "a"]),
                                    "group": np.arange(3)}), lambda folder: read_windows(folder / "a.npz")),
     "run": Target("config.json", of_json(RUN), read_run, lay_run),

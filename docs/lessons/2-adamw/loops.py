@@ -36,7 +36,7 @@ def examples():
     config = TrainConfig(model="minilm-l6", init="random", examples="480", steps=8)
     train = prepare(config, say=lambda line: None).data.train
     ids = torch.unique(torch.tensor(np.array(train.ids)), return_inverse=True)[1]
-    return ids, torch.tensor(train.labels)
+    return ids, torch.tensor(train.labels).long()
 
 
 def train(ids, labels, bug="none"):

@@ -159,7 +159,7 @@ def read_grid(path: Path) -> dict[str, Any]:
 def work_of(ground: Ground, epochs: int) -> float:
     """GFLOP of a run: three passes an example trained on, one an example evaluated; at the end both splits again."""
     train, val, test = (
-        forward_work(ground.bert_config, [len(ids) for ids in split.ids])
+        forward_work(ground.bert_config, split.ids.lengths.tolist())
         for split in (ground.data.train, ground.data.val, ground.data.test)
     )
     return epochs * (3 * train + val) + val + test
@@ -223,7 +223,7 @@ def foretell(planned: Planned, threads: int) -> float:
             start = time.perf_counter()
     took = sorted(times[-5:])[len(times[-5:]) // 2]
     ids = engine.splits[0].ids
-    mean = forward_work(setup.model.config, [len(row) for row in ids]) / len(ids)
+    mean = forward_work(setup.model.config, ids.lengths.tolist()) / len(ids)
     return 3 * mean * min(planned_steps.size, planned_steps.examples) / took
 
 
