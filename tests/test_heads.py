@@ -211,7 +211,7 @@ def test_models_that_do_not_fit(config):
         with pytest.raises(ValueError, match="pool is .*the head reads"):
             BertClassifier(TINY, head, pool)
     run = train(replace(config, head="attention", epochs=1), (TEXTS, LABELS))
-    with pytest.raises(InputError, match="pool is 'tokens', but the head reads one vector"):
+    with pytest.raises(InputError, match="head attention, which reads all tokens; OverBatch does not"):
         Classifier.load(run.path, head=OverBatch)
 
 
