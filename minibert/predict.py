@@ -22,7 +22,7 @@ from minibert.lines import visible
 STDIN = "-"
 KINDS = (".txt", *READERS, ".npz")
 FORMS = (".csv", ".jsonl")
-PORTION = 65_536  # rows of a file whose answers are held at a time
+PORTION = 1_024  # rows of a file whose answers are held at a time
 
 
 def predict_file(
