@@ -137,12 +137,14 @@ def run_explain(given: argparse.Namespace) -> int:
 
 def add_ablate_flags(parser: argparse.ArgumentParser) -> None:
     """The grid's own flags; then those of train.py, which take several values each."""
+    parser.usage = "%(prog)s [--preset NAME] [--SETTING VALUE ...] ..."
     parser.description = (
         "Each setting takes one value or several; the grid is their product, times seeds. What is not given is as in"
         " the preset. The same command again goes on where it stands."
     )
     own = parser.add_argument_group("grid")
-    own.add_argument("--preset", metavar="NAME", default="default", help="a grid that comes with it: default, notebook")
+    own.add_argument("--preset", metavar="NAME", default="default",
+                     help="a grid that comes with it: default, examples, rates, stuck, notebook")  # fmt: skip
     own.add_argument("--grid", metavar="FILE", type=Path, help="a grid of your own, in TOML, in place of a preset")
     own.add_argument("--seeds", metavar="N", type=int, help="seeds 0 to N-1 for each setting (default: the preset's)")
     own.add_argument("--out", metavar="DIR", type=Path, help="the grid's folder (default: runs/ablate-PRESET)")

@@ -12,6 +12,7 @@ heads.py has other heads.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -375,6 +376,19 @@ def reads_of(head: object) -> str:
     if reads not in ("pooled", "tokens"):
         raise ValueError(f"the head's reads is {reads!r}; it must be 'pooled' or 'tokens'")
     return reads
+
+
+def called_wrongly(head: nn.Module, tokens: bool) -> str:
+    """A sentence where `head` cannot be called with what it is given, all tokens or one vector; else empty."""
+    given = ("tokens", "mask") if tokens else ("pooled",)
+    try:
+        inspect.signature(head.forward).bind(*given)
+    except TypeError as error:
+        wrong = f"it is called as head({', '.join(given)}): {error}"
+        return f'{wrong}; one that reads all tokens says so in its class, reads = "tokens"'
+    except ValueError:  # a forward that is not Python's has no signature to look at
+        pass
+    return ""
 
 
 class BertClassifier(nn.Module):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minibert import checkpoint, sources
 from minibert.config import TrainConfig, field_of
@@ -24,7 +24,7 @@ from minibert.freezing import freeze, frozen_by
 from minibert.heads import HEADS, name_of
 from minibert.initialization import Init, Manifest, initialize, layer_config, summary
 from minibert.masked import self_mlm
-from minibert.model import BertClassifier, BertConfig, reads_of
+from minibert.model import BertClassifier, BertConfig, called_wrongly, reads_of
 from minibert.room import check_room
 from minibert.seeds import derive
 from minibert.tokenizer import Tokenizer
@@ -123,7 +123,7 @@ def make_head(head: Head, hidden_size: int, num_labels: int, seed: int = 0) -> n
         InputError: `head` cannot be called with the two sizes, gives no module, or one that reads what there is not.
     """
     if isinstance(head, nn.Module):
-        return checked(head)
+        return checked(head, hidden_size, num_labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "head's constructor"))
         try:
@@ -136,25 +136,34 @@ def make_head(head: Head, hidden_size: int, num_labels: int, seed: int = 0) -> n
         made = head(hidden_size, num_labels)
     if not isinstance(made, nn.Module):
         raise InputError(f"head={head!r} gave {type(made).__name__}; it must give a torch.nn.Module")
-    return checked(made)
+    return checked(made, hidden_size, num_labels)
 
 
-def checked(head: nn.Module) -> nn.Module:
-    """`head`, whose `reads` and forward say the same."""
+def checked(head: nn.Module, hidden_size: int, num_labels: int) -> nn.Module:
+    """`head`, which gives logits for two rows of zeros."""
     name = type(head).__name__
     try:
-        given = ("tokens", "mask") if reads_of(head) == "tokens" else ("pooled",)
+        tokens = reads_of(head) == "tokens"
     except ValueError as error:
         raise InputError(f"head={name}: {error}") from None
+    wrongly = called_wrongly(head, tokens)
+    if wrongly:
+        raise InputError(f"head={name}: {wrongly}")
+    given = (torch.zeros(2, 3, hidden_size), torch.ones(2, 3, dtype=torch.bool))
+    training = head.training
     try:
-        inspect.signature(head.forward).bind(*given)
-    except TypeError as error:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            logits = head.eval()(*(given if tokens else (given[0][:, 0],)))
+        found = f"gives {list(logits.shape)}" if isinstance(logits, Tensor) else f"gives a {type(logits).__name__}"
+    except Exception as error:  # a head may raise anything
+        logits, found = None, f"raises {type(error).__name__} ({str(error).splitlines()[0] if str(error) else ''})"
+    head.train(training)
+    if not isinstance(logits, Tensor) or logits.shape != (2, num_labels):
+        shape = [2, 3, hidden_size] if tokens else [2, hidden_size]
         raise InputError(
-            f"head={name} is called as head({', '.join(given)}): {error}; one that reads all tokens says so in its"
-            ' class, reads = "tokens"'
-        ) from None
-    except ValueError:  # a forward that is not Python's has no signature to look at
-        pass
+            f"head={name} {found} for {shape}; it must give {[2, num_labels]}:"
+            f" minibert.testing.check_head({name}, {hidden_size}, {num_labels}) looks for what is wrong"
+        )
     return head
 
 

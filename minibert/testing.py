@@ -29,7 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from minibert.checkpoint import load_classifier, save_pretrained
-from minibert.model import BertClassifier, BertConfig, reads_of
+from minibert.model import BertClassifier, BertConfig, called_wrongly, reads_of
 
 ROWS, TOKENS = 8, 6
 START_LOSS = 0.5  # above ln C, at most
@@ -417,14 +417,25 @@ def plain_tensors(head: nn.Module) -> dict[str, Tensor]:
 
 
 def output_shape(case: HeadCase) -> str | None:
-    head, C = case.build(), case.num_labels
+    C = case.num_labels
+    try:
+        head = case.build()
+    except Exception as error:
+        return f"making a head raises {said(error)}: look at its constructor, which calls super().__init__() first"
+    wrongly = called_wrongly(head, case.over_tokens)
+    if wrongly:
+        return wrongly
     several = 5 if C != 5 else 7  # a transposed output must not look right
     for rows, training in ((1, False), (several, False), (several, True)):
         out = predict(head.train(training), case.inputs(rows))
         if not isinstance(out, Tensor):
             return f"the head returns a {type(out).__name__}, not the logits alone: return one tensor ({rows}, {C})"
         if tuple(out.shape) != (rows, C):
-            usual = "squeeze() drops the batch" if rows == 1 else "the last layer's width or the dimension pooled over"
+            usual = (
+                "squeeze(), which drops the batch"
+                if rows == 1
+                else "the last layer's width or the dimension pooled over"
+            )
             return f"{rows} rows give the shape {tuple(out.shape)}, not ({rows}, {C}): look at {usual}"
         if not out.is_floating_point():
             return f"the output has dtype {out.dtype}, not a floating one: return logits, not the class (argmax)"

@@ -49,7 +49,8 @@ def write_run(
         history.append(row)
     best = max(history, key=lambda row: row["val_accuracy"])
     config = {
-        "settings": settings | {"out": str(folder)}, "checkpoint": {"name": "tiny", "sha256": "c" * 64},
+        "settings": settings | {"out": str(folder)},
+        "checkpoint": {"name": "tiny", "sha256": "c" * 64, "files": {"config.json": "d" * 64}},
         "dataset": {"summary": "motion: made up", "sha256": "d" * 64, "labels": CLASSES,
                     "sizes": {"train": size, "val": n, "test": n}},
         "device": "CPU", "precision": "fp32", "versions": {"python": "3.11.2", "minibert": "0.1.0"},

@@ -12,12 +12,13 @@ import time
 
 import pytest
 
+from minibert.config import TrainConfig
 from minibert.errors import InputError
 from minibert.files import locked
 from minibert.lab.ablation import ablate as ablation
 from minibert.lab.ablation import worker
 from minibert.lab.ablation.ablate import Run, ablate
-from minibert.lab.ablation.grid import Grid, Product
+from minibert.lab.ablation.grid import Grid, Product, settings_of
 from minibert.lab.ablation.local import Worker
 from minibert.lines import fold
 
@@ -334,3 +335,9 @@ def test_the_time_left_follows_the_work_done(tmp_path):
     assert display.line() == "1 of 4 done, 0 running, 1 pending, 1 failed  0m30s left"
     display.note(runs[2], "running")
     assert display.line() == "1 of 4 done, 1 running, 1 failed  0m30s left"
+
+
+def test_many_values_are_not_said_one_by_one(tmp_path):
+    runs = [Run(f"r{seed}", settings_of(TrainConfig(seed=str(seed))), 1.0) for seed in range(1000)]
+    lines = ablation.opening(ablation.Planned(runs, [], {}), tmp_path, "here")
+    assert "  seed: 0, 1, 2, ..., 999 (1,000)" in lines

@@ -123,7 +123,7 @@ def test_a_file_that_is_cut_off(tmp_path, name, kind, left):
 
 def test_a_text_that_is_not_utf_8(tmp_path):
     texts = pa.Array.from_buffers(pa.string(), 2, pa.array([b"ok", b"caf\xe9"]).buffers())
-    with pytest.raises(InputError, match="cannot be read: 'utf-8' codec can't decode"):
+    with pytest.raises(InputError, match=r"cannot be read: .*(utf-8|UTF8)"):
         read(put(tmp_path / "a.parquet", {"text": texts, "label": ["a", "b"]}))
 
 

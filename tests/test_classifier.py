@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 
 import forked
 import numpy as np
@@ -135,6 +136,44 @@ def test_a_head_starts_from_the_heads_seed_whatever_has_been_drawn_before(config
 def test_heads_that_are_none(config, head, said):
     with pytest.raises(InputError, match=said):
         train(config, (TEXTS, LABELS), head=head)
+
+
+class Swapped(nn.Linear):
+    def __init__(self, num_labels, hidden_size):
+        super().__init__(hidden_size, num_labels)
+
+
+class Argmax(nn.Linear):
+    def forward(self, pooled):
+        return super().forward(pooled).argmax(-1)
+
+
+class Pair(nn.Linear):
+    def forward(self, pooled):
+        return super().forward(pooled), pooled
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (Swapped, r"head=Swapped raises RuntimeError \(mat1 and mat2 shapes cannot be multiplied"),
+        (Argmax, r"gives \[2\] for \[2, 24\]; it must give \[2, 2\]: minibert.testing.check_head\(Argmax, 24, 2\)"),
+        (Pair, "head=Pair gives a tuple for"),
+    ],
+)
+def test_a_head_that_gives_no_logits_is_named_before_anything_is_trained(config, head, said):
+    with pytest.raises(InputError, match=said):
+        train(config, (TEXTS, LABELS), head=head)
+    assert not Path(config.out).exists()
+
+
+def test_what_comes_next_is_what_can_be_done(config, tmp_path, capsys):
+    """eval.py has neither a head of one's own nor data in memory."""
+    run = train(config, (TEXTS, LABELS), head=nn.Linear, verbose=True)
+    closing = " ".join(capsys.readouterr().out.split()).rpartition("next, ")[2]
+    assert closing == f"in Python: run.report(), Classifier.load({str(run.path)!r}, head=Linear)"
+    train(replace(config, out=str(tmp_path / "plain")), (TEXTS, LABELS), verbose=True)
+    assert capsys.readouterr().out.rstrip().endswith("plain')")
 
 
 def test_windows_in_memory_and_in_a_file_are_one_and_the_same(config, tmp_path):

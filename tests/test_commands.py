@@ -16,6 +16,7 @@ from conftest import ROOT
 
 import minibert
 import train
+from minibert.__main__ import main
 from minibert.config import TrainConfig
 from minibert.training import folder as run_folder
 from minibert.training import run as running
@@ -60,6 +61,19 @@ def test_without_a_verb_all_are_listed():
     assert all(f"\n    {verb} " in shown.stderr for verb in ("predict", "ablate", "report", "fetch"))
     assert all(len(line) <= 80 for line in shown.stderr.splitlines())
     assert run("-m", "minibert", "--version").stdout == f"minibert {minibert.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "verb", ["predict", "explain", "ablate", "fetch", "parity", "probe", "plot", "bench", "report"]
+)
+def test_help_fits_80_columns(verb, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    shown = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    presets = sorted(path.stem for path in (ROOT / "minibert/lab/ablation/presets").glob("*.toml"))
+    assert verb != "ablate" or all(re.search(rf"\b{preset}\b", shown) for preset in presets)
 
 
 def test_lines_reach_a_pipe_at_once():

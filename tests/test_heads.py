@@ -166,6 +166,8 @@ def test_a_head_of_ones_own_reads_all_tokens(config, precision):
     np.testing.assert_allclose(together, alone, atol=1e-5 if precision == "fp32" else 0.02)
     assert clf.network.model.config.pool == "tokens"
     assert clf.network.model.head.norm.num_batches_tracked == 8 * run.best["epoch"]
+    with pytest.raises(InputError, match="trained with the head OverTokens, which reads all tokens; Linear does not"):
+        Classifier.load(run.path, head=nn.Linear)
 
 
 def test_a_checkpoint_without_pooler_starts_other_heads(config, tmp_path):
@@ -195,7 +197,7 @@ class Unknown(OverTokens):
         ({"pool": "tokens"}, None, "--pool tokens: this head reads one vector; give --head attention"),
         ({"pool": "tokens"}, OverBatch, "--pool tokens: this head reads one vector"),
         ({"head": "mlp"}, OverBatch, r"head twice: one of your own, and TrainConfig\(head='mlp'\)"),
-        ({}, NoAttribute, r"NoAttribute is called as head\(pooled\): missing .*'mask'; .* reads = \"tokens\""),
+        ({}, NoAttribute, r"head=NoAttribute: it is called as head\(pooled\): missing .*'mask'; .* reads = \"tokens\""),
         ({}, Unknown, "head=Unknown: the head's reads is 'words'; it must be 'pooled' or 'tokens'"),
     ],
 )
@@ -209,7 +211,7 @@ def test_models_that_do_not_fit(config):
         with pytest.raises(ValueError, match="pool is .*the head reads"):
             BertClassifier(TINY, head, pool)
     run = train(replace(config, head="attention", epochs=1), (TEXTS, LABELS))
-    with pytest.raises(InputError, match="pool is 'tokens', but the head reads one vector"):
+    with pytest.raises(InputError, match="head attention, which reads all tokens; OverBatch does not"):
         Classifier.load(run.path, head=OverBatch)
 
 

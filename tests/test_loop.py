@@ -322,6 +322,19 @@ def test_a_run_told_to_stop_inside_an_epoch_goes_on_to_the_same_bits(config, tmp
     assert all(row["seconds"] > 0 for row in rows_of(tmp_path / "run"))
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_on_a_terminal_a_first_signal_is_answered_at_once(tmp_path, capfd, monkeypatch, terminal):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    monkeypatch.setattr("sys.stderr.fileno", lambda: 2)
+    with Keeper(tmp_path, 0, obeys=True).listening():
+        signal.raise_signal(signal.SIGINT)
+        said = capfd.readouterr().err
+        with pytest.raises(Stopped, match="goes on from its last snapshot"):
+            signal.raise_signal(signal.SIGINT)
+    assert said == ("\nstopping behind this step; once more: at once, back to the last snapshot\n" if terminal else "")
+    assert not capfd.readouterr().err
+
+
 @pytest.mark.parametrize("where", ["predict", "engine_of"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_outside_the_steps_is_heeded_too(config, tmp_path, monkeypatch, where, number):

@@ -522,6 +522,12 @@ def test_one_page_with_nothing_from_elsewhere(written):
     assert text.count('role="img"') == page.tags.count("svg")
 
 
+def test_the_checkpoints_files_are_written_as_a_list(tmp_path):
+    page = reported(write_grid(tmp_path / "grid", two_starts()))
+    line = f"- checkpoint, SHA-256: tiny {'c' * 64}, config.json {'d' * 64}"
+    assert line in page.with_name("report.md").read_text(encoding="utf-8").splitlines()
+
+
 def test_markdown_points_at_files_that_are_there(written):
     targets = re.findall(r"\]\(([^)]+)\)", (written[1] / "report.md").read_text())
     assert targets

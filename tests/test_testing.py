@@ -489,6 +489,7 @@ BROKEN = {  # what is wrong: (the factory, the names it is caught under, words o
         pooled(lambda self, x: self.out(x).T if len(x) > 1 else self.out(x)), "output_shape", r"\(3, 5\), not \(5, 3\)",
     ),
     "one class too many": (lambda: nn.Linear(D, C + 1), "output_shape", r"\(1, 4\), not \(1, 3\)"),
+    "reads not said": (pooled(lambda self, x, mask: self.out(x)), "output_shape", 'reads = "tokens"'),
     "squeezes a batch of one": (pooled(lambda self, x: self.out(x).squeeze()), "output_shape", "squeeze"),
     "transposed": (pooled(lambda self, x: self.out(x).T), "output_shape", r"\(3, 1\)"),
     "returns a tuple": (pooled(lambda self, x: (self.out(x), x)), "output_shape", "tuple"),
@@ -662,6 +663,15 @@ def test_factory_that_gives_one_head_only():
 
 def test_factory_that_gives_no_module():
     assert "must return a new nn.Module, not int" in failures(lambda: 3)["output_shape"]
+
+
+def test_a_constructor_that_raises_is_named():
+    class Early(nn.Module):
+        def __init__(self):
+            self.out = nn.Linear(8, 3)
+
+    with pytest.raises(HeadError, match=r"making a head raises AttributeError .*super\(\).__init__\(\) first"):
+        check_head(Early, 8, 3)
 
 
 def test_allowed_checks_may_fail():

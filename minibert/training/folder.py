@@ -87,6 +87,12 @@ def begin(path: Path, setup: Setup) -> None:
     complete(path, setup)
 
 
+def own_head(setup: Setup) -> str | None:
+    """What a head of one's own is called; None: it is one of `--head`'s."""
+    kind = type(setup.model.head)
+    return None if kind in HEADS.values() else kind.__name__
+
+
 def content_of(setup: Setup) -> dict[str, Any]:
     """A run's config.json at its start."""
     versions = {name: installed(name) for name in ("minibert", "torch", "tokenizers", "safetensors", "numpy")}
@@ -95,7 +101,7 @@ def content_of(setup: Setup) -> dict[str, Any]:
         "settings": asdict(setup.config),
         "checkpoint": {"name": source.name, "sha256": source.sha256, "files": source.files},
         "tokenizer": hashlib.sha256(setup.tokenizer.content()).hexdigest(),  # of model/tokenizer.json
-        "head": None if type(setup.model.head) in HEADS.values() else type(setup.model.head).__name__,
+        "head": own_head(setup),
         "dataset": {
             "summary": data.summary, "sha256": data.sha256, "labels": data.labels, "pairs": data.pairs,
             "encoding": None if data.encoding is None else data.encoding.to_dict(),

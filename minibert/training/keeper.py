@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +20,9 @@ from minibert.launch import launch
 
 # Ctrl-C, a shutdown, and what schedulers send before they take a machine away
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
+# A step may take long: someone who sees nothing presses Ctrl-C again, and so loses what is behind the last snapshot.
+STOPPING = b"\nstopping behind this step; once more: at once, back to the last snapshot\n"
 
 
 class Keeper:
@@ -74,6 +79,8 @@ class Keeper:
     def heard(self, number: int, frame: FrameType | None) -> None:
         if self.told is not None and not launch().torchrun:
             raise Stopped(f"{how_to_go_on(self.path)} goes on from its last snapshot", 128 + number)
+        if self.told is None and sys.stderr.isatty():
+            os.write(sys.stderr.fileno(), STOPPING)  # print may not be called again inside itself
         self.told = number
 
 

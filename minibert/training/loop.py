@@ -149,7 +149,7 @@ def fit_heeding(keeper: Keeper, setup: Setup, path: Path, state: folder.SavedSta
     if board is not None:
         board.close()
     once(folder.end, path, history)
-    for line in closing(history, config, path):
+    for line in closing(history, config, path, folder.own_head(setup)):
         say(line)
     return path
 

@@ -16,7 +16,7 @@ from minibert.engine.network import Network, half_weights, length_multiple, netw
 from minibert.errors import InputError
 from minibert.evaluation import Outputs, predict, report
 from minibert.files import replace_file
-from minibert.model import BertClassifier
+from minibert.model import BertClassifier, reads_of
 from minibert.setup import Head, make_head
 from minibert.tokenizer import Tokenizer
 from minibert.training.folder import has_model, own_tokenizer, read_history, read_run
@@ -65,6 +65,12 @@ def load_run(path: Path, head: Head | None = None) -> Saved:
     if head is not None:
         numbers = read_config(path / "model")
         head = make_head(head, numbers.hidden_size, numbers.num_labels)
+        if (reads_of(head) == "tokens") != (numbers.pool == "tokens"):
+            reads = "all tokens" if numbers.pool == "tokens" else "one vector"
+            raise InputError(
+                f"{path} was trained with the head {content.get('head') or config.head}, which reads {reads};"
+                f" {type(head).__name__} does not"
+            )
     model, tokenizer = load_classifier(path / "model", head), Tokenizer.load(path / "model")
     check_vocabulary(tokenizer, model.config.vocab_size, str(path / "model"))
     labels = content["dataset"].get("labels")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from minibert.config import TrainConfig
+from minibert.data import IN_MEMORY
 from minibert.lines import BLOCKS, WIDTH, columns, lacks
 from minibert.progress import duration
 from minibert.training.folder import FIGURES, best_of, read_history, read_run
@@ -60,18 +61,30 @@ def curve(history: list[dict[str, Any]], room: int) -> str:
 
 def last_lines(path: Path) -> list[str]:
     """`closing`, of a run that has ended."""
-    return closing(read_history(path), read_run(path)[0], path)
+    config, content = read_run(path)
+    return closing(read_history(path), config, path, content.get("head"))
 
 
-def closing(history: list[dict[str, Any]], config: TrainConfig, path: Path) -> list[str]:
-    """What came out, what usually helps where nothing did, and what to do next."""
+def closing(history: list[dict[str, Any]], config: TrainConfig, path: Path, head: str | None) -> list[str]:
+    """What came out, what usually helps where nothing did, and what to do next.
+
+    Args:
+        head: the name of a head of one's own, or None.
+    """
     best = best_of(history, config.select)
     by = "" if config.select == "accuracy" else f" by {config.select} {best[FIGURES[config.select][0]]:.3f}"
     return [
         f"best: epoch {best['epoch']}{by}, validation accuracy {best['val_accuracy']:.3f}"
         f" (majority baseline {history[-1]['val_majority']:.3f})",
         *advice(history, config.bias_correction),
-        f"next: python eval.py {quote(str(path))}"
-        if config.save
-        else f"no model was kept (--no-save); its figures: {path}",
+        next_step(config, path, head),
     ]
+
+
+def next_step(config: TrainConfig, path: Path, head: str | None) -> str:
+    """eval.py, unless it has no way to the model, the head or the data."""
+    if not config.save:
+        return f"no model was kept (--no-save); its figures: {path}"
+    if head or config.data == IN_MEMORY:
+        return f"next, in Python: run.report(), Classifier.load({str(path)!r}{f', head={head}' if head else ''})"
+    return f"next: python eval.py {quote(str(path))}"

@@ -45,6 +45,7 @@ from minibert.setup import Ground, settle
 from minibert.training.folder import sweep
 
 BYTES = 1e9, 30  # a job's memory: torch and data, and for each weight: weight, gradient, moments, copies in passing
+MANY = 24  # values of a setting that are not said one by one
 ALWAYS = ("data", "model", "examples", "epochs", "batch_size", "lr", "warmup", "precision")
 SEEDLESS = ("lr", "warmup", "epochs", "seed", "out", "weight_decay", "clip", "bias_correction", "stop_on_collapse",
             "class_weights", "label_smoothing", "gradient_checkpointing", "select", "early_stopping")  # fmt: skip
@@ -193,6 +194,8 @@ def opening(planned: Planned, path: Path, place: str) -> list[str]:
     lines = [f"{len(planned.runs)} run{'s' * (len(planned.runs) > 1)}, {place}; {path}"]
     for name in names:
         values = list(dict.fromkeys(shown(settings[name]) for settings in all_settings))
+        if len(values) > MANY:
+            values = [*values[:3], "...", f"{values[-1]} ({len(values):,})"]
         lines.append(f"  {name}: {', '.join(values)}")
     usual = settings_of(TrainConfig())
     fixed = [name for name in shared if name not in names and (shared[name] != usual[name] or name in ALWAYS)]

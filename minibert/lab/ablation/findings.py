@@ -444,6 +444,13 @@ def mean_of(values: Iterable[float | None]) -> float | None:
 # In words
 
 
+def hashes(checkpoint: Found) -> str:
+    """A checkpoint's name, and what it and the files beside it are told by."""
+    files = checkpoint.get("files") or {}
+    own = " ".join(str(value) for key, value in checkpoint.items() if key != "files" and value)
+    return ", ".join([own, *(f"{name} {digest}" for name, digest in files.items())])
+
+
 def about(grid: Grid) -> Found:
     """By what the finished runs were made. Each value once, in the order of its first run."""
     finished = done(grid.runs)
@@ -455,7 +462,7 @@ def about(grid: Grid) -> Found:
     versions = sorted({name for run in finished for name in run.config.get("versions", {})})
     return {
         "data": grid.data,
-        "checkpoints": each(lambda config: " ".join(map(str, config.get("checkpoint", {}).values()))),
+        "checkpoints": each(lambda config: hashes(config.get("checkpoint", {}))),
         "summaries": each(lambda config: config.get("dataset", {}).get("summary")),
         "devices": each(lambda config: config.get("device")),
         "precisions": each(lambda config: config.get("precision")),
