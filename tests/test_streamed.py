@@ -146,6 +146,24 @@ def test_texts_are_read_when_they_are_asked_for(tmp_path, stream):
         list(table.texts)
 
 
+@pytest.mark.parametrize(
+    "change", [lambda text: text.replace("49", "48"), lambda text: text + "1;9\n"], ids=["other texts", "one more"]
+)
+def test_a_file_that_changes_before_it_is_tokenized_leaves_nothing_in_the_cache(tiny, tmp_path, stream, change):
+    stream()
+    path = write(tmp_path / "a.csv", "plain")
+    content, config, tokenizer = path.read_text(), TrainConfig(data=str(path)), Tokenizer.load(tiny)
+    expected = load_dataset(config, tokenizer)
+    for shard in (tmp_path / "cache").glob("*-[0-9]*.safetensors"):
+        shard.unlink()
+    table = read_table(config)
+    path.write_text(change(content))
+    with pytest.raises(InputError, match=r"a\.csv was changed while it was read; start anew"):
+        load_dataset(config, tokenizer, table=table)
+    path.write_text(content)
+    equal(load_dataset(config, tokenizer).train, expected.train)
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """How many texts the tokenizer was asked to encode."""

@@ -191,6 +191,8 @@ def tokenize(
                 deque(islice(rows, first - read), maxlen=0)
                 read = first + count
                 made = tokenized(tokenizer, islice(rows, count), pairs is not None, max_length, bar)
+                if isinstance(texts, Streamed):
+                    texts.file.check()  # what is kept bears the name of what was read at first
                 write_checked(cached, made)
                 shard = load_shard(cached, count, mapped) if mapped else made
             else:

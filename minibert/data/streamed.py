@@ -60,6 +60,13 @@ class File:
                 if number % ROWS == 0 and bar is not None:
                     bar.reach(min(file.tell(), self.stamp[0]), lambda: f"reading {self.path.name}")
                 yield row
+        self.check()
+
+    def check(self) -> None:
+        """
+        Raises:
+            InputError: the file is not what it was.
+        """
         if stamp_of(self.path) != self.stamp:
             raise InputError(f"{self.path} was changed while it was read; start anew")
 
