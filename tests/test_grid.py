@@ -78,7 +78,7 @@ def test_every_setting_but_those_of_a_single_run_is_an_axis():
 def test_a_label_says_what_varies():
     runs = [settings_of(TrainConfig(init=init, lr=lr)) for init in ("random", "xavier") for lr in (1e-4, 1e-5)]
     assert varying(runs) == ["init", "lr"]
-    assert usual(runs) == {"init": None, "lr": None}
+    assert usual(runs) == {"init": [], "lr": []}
     assert label_of(runs[1], usual(runs)) == "random lr 1e-05"
     runs += [runs[0] | {"pool": "mean"}]  # what most runs have is not said of them
     assert label_of(runs[-1], usual(runs)).endswith("pool mean")

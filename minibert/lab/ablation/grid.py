@@ -180,21 +180,21 @@ def varying(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in FIELDS if any(run.get(name) != runs[0].get(name) for run in runs)]
 
 
-def usual(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of each setting that varies, the value that more than half of the runs have, or None."""
+def usual(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Of each setting that varies, the value that more than half of the runs have, alone in a list; else none."""
     most = {}
     for name in varying(runs):
         value, count = Counter(json.dumps(run.get(name)) for run in runs).most_common(1)[0]
-        most[name] = json.loads(value) if 2 * count > len(runs) else None
+        most[name] = [json.loads(value)] * (2 * count > len(runs))
     return most
 
 
-def label_of(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
+def label_of(settings: Mapping[str, Any], usual: Mapping[str, list[Any]]) -> str:
     """A run in a few words: its start, then what else varies and is not as `usual`."""
     rest = [
         f"{flag(name)[2:]} {shown(settings[name])}"
         for name, most in usual.items()
-        if name != "init" and (most is None or settings[name] != most)
+        if name != "init" and settings[name] not in most
     ]
     return " ".join([str(settings["init"]), *rest])
 
