@@ -28,6 +28,7 @@ from minibert.lab.ablation import ablate
 from minibert.lab.ablation.findings import find
 from minibert.lab.ablation.report import tell, write_report
 from minibert.lab.ablation.results import read_grid
+from minibert.lab.ablation.text import terminal
 from minibert.training.outcome import evaluate_run, write_predictions
 from minibert.training.run import train
 
@@ -600,6 +601,11 @@ def test_claims_have_a_section_where_there_are_any(tmp_path):
     assert "The notebook&#39;s claims" in text
     assert "pretrained beats random" in text
     assert (tmp_path / "report" / "data" / "claims.csv").read_text().splitlines()[1].endswith("run000 run001")
+    claim["claim"] = " ".join(20 * ["pretrained beats random"])  # longer than a line
+    lines = terminal(found | {"claims": [claim]})
+    assert "cannot be told (n 1): pretrained beats random" in lines[lines.index("The notebook's claims") + 1]
+    assert " ".join(" ".join(lines).split()).count("pretrained beats random") == 20
+    assert max(map(len, lines)) <= 80
 
 
 # The command

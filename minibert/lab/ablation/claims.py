@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from minibert.config import TrainConfig
 from minibert.lab.ablation.statistics import LEVEL, can_reach, sign_flip
 
-HOLDS, FAILS, UNTOLD = "holds", "does not", "cannot be told"
+HOLDS, FAILS, UNTOLD = "holds", "does not hold", "cannot be told"
 
 FEWEST = 2  # runs that must agree before a count says anything
 SHRINK = 1.1  # factor by which a ratio of errors may fall and yet count as the same

@@ -188,8 +188,7 @@ def variance(found: Found) -> Table:
 def claims(found: Found) -> Table:
     rows = tuple(("", tuple(number(row[name], shown) for name in ("claim", "notebook", "ours", "verdict", "n")))
                  for row in found.get("claims", ()))  # fmt: skip
-    return Table("claims", "The notebook's claims", ("claim", "notebook", "ours", "verdict", "n"), rows,
-                 narrow=(0, 3, 4))  # fmt: skip
+    return Table("claims", "The notebook's claims", ("claim", "notebook", "ours", "verdict", "n"), rows)
 
 
 def problems(found: Found) -> Table:
@@ -235,6 +234,8 @@ def terminal(found: Found) -> list[str]:
     for table in tables(found):
         if table.narrow:
             lines += [*wrap(table.title), *block(table), ""]
+        elif table.name == "claims":  # sentences, no columns
+            lines += [*wrap(table.title), *(line for _, row in table.rows for line in sentence(*row)), ""]
     for note in found["notes"]:
         lines += wrap(note)
     return [*lines, *wrap(found["answer"])]
@@ -242,6 +243,11 @@ def terminal(found: Found) -> list[str]:
 
 def wrap(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, break_on_hyphens=False)
+
+
+def sentence(claim: str, notebook: str, ours: str, verdict: str, n: str) -> list[str]:
+    """A row of `claims`."""
+    return textwrap.wrap(f"{verdict} (n {n}): {claim}", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def block(table: Table) -> list[str]:
