@@ -124,7 +124,12 @@ def checks(processes, config):
         (lambda: processes.alike(rank == 1, "numbers"), "processes . and . have different numbers; start all of them"),
         (lambda: processes.once(refuse, f"by {rank}"), "by 0"),
         (lambda: processes.each(refuse_in_last, processes), f"by {world - 1}"),
-        (lambda: loop.plan_of(prepare(config, str, head=torch.nn.BatchNorm1d(24))), "BatchNorm, .* in one process"),
+        (
+            lambda: loop.plan_of(
+                prepare(config, str, head=torch.nn.Sequential(torch.nn.BatchNorm1d(24), torch.nn.Linear(24, 2)))
+            ),
+            "BatchNorm, .* in one process",
+        ),
     ):
         if world > 1:
             with pytest.raises(InputError, match=message):

@@ -219,7 +219,7 @@ def test_no_gradient_comes_out_of_padding(pool):
     """Through the whole classifier and its loss: to the embedded padding, to its words, positions and types."""
     model, data = classifier(pool), examples(types=True)
     other = 77  # a word that may learn: the embedding holds [PAD]'s own row still, which would hide a leak
-    data.ids[:] = [(row % 70).astype(row.dtype) for row in data.ids]
+    data = replace(data, ids=[(row % 70).astype(row.dtype) for row in data.ids])
     ids, mask, kinds, labels = collate(data, [1, 2, 3], pad_id=other)
     kinds = torch.where(mask, kinds.clamp(max=1), 2)
     embedded = []
