@@ -466,7 +466,7 @@ def test_the_compiled_update_is_the_plain_one(machine):
     assert min(calls) == (3 * 128 if machine is BF16 else 3 * 128 + 5 * 128)  # the token types, and the head
     for (name, a), b in zip(models[0].named_parameters(), models[1].parameters()):
         a, b = without_keys(name, a), without_keys(name, b)
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=lambda told: f"{name}: {told}")  # noqa: B023
 
 
 def test_without_a_compiler_it_goes_on_and_says_so_once(monkeypatch):

@@ -8,16 +8,7 @@ from conftest import TINY
 from torch import nn
 
 from minibert.engine import optimizer as module
-from minibert.engine.optimizer import (
-    PART,
-    AdamW,
-    LossScaler,
-    Schedule,
-    linear_schedule,
-    norm_by_parts,
-    norm_of_parts,
-    warmup_steps,
-)
+from minibert.engine.optimizer import AdamW, LossScaler, Schedule, linear_schedule, warmup_steps
 from minibert.model import BertClassifier
 
 
@@ -176,25 +167,3 @@ def test_the_numbers_of_a_run_are_those_of_its_steps(total, warmup, correct):
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
     assert by_table.shrinkage == by_rate.shrinkage
     assert by_table.steps == total
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("count", [1, 1023, 1024, 2047, 2048, 5000, 8192])
-@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
-def test_the_norm_by_parts_is_the_norm(dtype, count, scale):
-    """Also where squares leave float32's range, above and below."""
-    gradient = (torch.randn(count, generator=torch.Generator().manual_seed(count)) * scale).to(dtype)
-    gradient[: count // 3] *= 1e-3
-    asked = []
-    norm = norm_by_parts(lambda parts: (asked.append(parts.shape), norm_of_parts(parts))[1], gradient)
-    torch.testing.assert_close(norm, gradient.double().norm(), rtol=1e-6, atol=0)
-    assert asked == ([(count // PART, PART)] if count >= 2 * PART else [])
-
-
-def test_the_norm_by_parts_of_nothing_and_of_what_is_not_finite():
-    assert norm_by_parts(norm_of_parts, torch.zeros(3 * PART)) == 0
-    for bad in (math.inf, -math.inf, math.nan):
-        for place in (0, PART + 1, 2 * PART + 5):
-            gradient = torch.ones(2 * PART + 9)
-            gradient[place] = bad
-            assert not norm_by_parts(norm_of_parts, gradient).isfinite()

@@ -7,9 +7,8 @@ number to reach the host, and a step can be recorded as a CUDA graph.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +20,6 @@ PIECE = 1 << 17
 # CPU: parameters of fewer elements, biases above all, are updated joined: calling the update takes longer than their
 # work. Elsewhere all are: a launch costs as much as a million elements.
 JOINED_BELOW = 1 << 13
-
-PART = 1 << 10  # elements whose squares are summed in float32, see norm_of_parts
 
 # Compiled, the update is one pass over memory, but compiling takes seconds, about what it saves over this many updates
 # of one element. Shorter runs stay as they are.
@@ -53,26 +50,6 @@ def update(
 def norm_of(grad: Tensor) -> Tensor:
     """Of a row of elements, summed in float64: the square of a finite float32 number need not be one."""
     return torch.linalg.vector_norm(grad, dtype=torch.float64)
-
-
-def norm_of_parts(parts: Tensor) -> Tensor:
-    """Of elements (parts, PART): squares are summed in float32 within a part, divided by its largest, then in float64.
-    On a CPU that takes a third of the time of `norm_of` where a compiler makes one pass of it.
-    """
-    parts = parts.float()
-    largest = parts.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    norms = (parts / largest).square().sum(dim=1).sqrt().double() * largest[:, 0]
-    return torch.linalg.vector_norm(norms)
-
-
-def norm_by_parts(of_parts: Callable[[Tensor], Tensor], grad: Tensor) -> Tensor:
-    """`norm_of`, by a compiled `norm_of_parts`."""
-    count = grad.numel() // PART
-    if count < 2:  # compilers make one dimension of 1 anew
-        return norm_of(grad)
-    whole, rest = grad[: count * PART], grad[count * PART :]
-    norm = of_parts(whole.view(count, PART))
-    return torch.hypot(norm, norm_of(rest)) if len(rest) else norm
 
 
 def join(tensors: Sequence[Tensor]) -> Tensor:
@@ -182,14 +159,10 @@ class AdamW:
     def compile(self) -> str | None:
         """Fuse update and norm into one pass over memory each. Returns why not, where no compiler is there or works."""
         try:
-            fused = torch.compile(update, dynamic=True)
-            if self.device.type == "cpu":
-                summed = partial(norm_by_parts, torch.compile(norm_of_parts, dynamic=True))
-            else:
-                summed = torch.compile(norm_of, dynamic=True)
+            fused, summed = torch.compile(update, dynamic=True), torch.compile(norm_of, dynamic=True)
             numbers, one = torch.ones(5, device=self.device), torch.ones((), device=self.device)
-            for half in [None, torch.zeros(2 * PART, device=self.device).bfloat16()] if self.half else [None]:
-                w, grad, m, v = torch.zeros(4, 2 * PART, device=self.device)
+            for half in [None, torch.zeros(64, device=self.device).bfloat16()] if self.half else [None]:
+                w, grad, m, v = torch.zeros(4, 64, device=self.device)
                 grad = grad if half is None else grad.bfloat16()
                 fused(w, grad, m, v, half, numbers, one, one > 0)
                 summed(grad)
