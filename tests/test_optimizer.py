@@ -1,6 +1,9 @@
 """minibert/training/optimizer.py. AdamW against torch's own and the schedule against the reference: tests/parity."""
 
 import math
+import os
+import shutil
+import tempfile
 
 import pytest
 import torch
@@ -167,3 +170,18 @@ def test_the_numbers_of_a_run_are_those_of_its_steps(total, warmup, correct):
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
     assert by_table.shrinkage == by_rate.shrinkage
     assert by_table.steps == total
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_what_was_compiled_for_other_instructions_is_not_taken(monkeypatch):
+    """torch's cache may hand out code for another processor, which then adds up half of the numbers."""
+    monkeypatch.setenv(module.CACHE, f"{tempfile.gettempdir()}/torchinductor_somebody")
+    optimizer = AdamW(nn.Linear(4, 4).named_parameters())
+    monkeypatch.setattr(torch, "compile", lambda work, dynamic: work)
+    assert optimizer.compile() is None
+    assert torch.backends.cpu.get_cpu_capability().replace(" ", "") in os.environ[module.CACHE]
+    monkeypatch.setenv(module.CACHE, "/own")
+    half = lambda grad: module.norm_of(grad[::2])  # noqa: E731
+    monkeypatch.setattr(torch, "compile", lambda work, dynamic: half if work is module.norm_of else work)
+    assert "wrong numbers" in optimizer.compile()
+    assert os.environ[module.CACHE] == "/own"

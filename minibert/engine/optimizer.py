@@ -6,7 +6,10 @@ number to reach the host, and a step can be recorded as a CUDA graph.
 
 from __future__ import annotations
 
+import getpass
 import math
+import os
+import tempfile
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +27,8 @@ JOINED_BELOW = 1 << 13
 # Compiled, the update is one pass over memory, but compiling takes seconds, about what it saves over this many updates
 # of one element. Shorter runs stay as they are.
 WORTH_COMPILING = 5e9
+
+CACHE = "TORCHINDUCTOR_CACHE_DIR"  # where torch's compiler keeps what it made
 
 # The largest clipped norm of a gradient whose squares still are float32 numbers.
 LARGEST = math.sqrt(torch.finfo(torch.float32).max)
@@ -158,14 +163,26 @@ class AdamW:
 
     def compile(self) -> str | None:
         """Fuse update and norm into one pass over memory each. Returns why not, where no compiler is there or works."""
+        # torch keeps what it compiled, and takes it again where a processor has other instructions: half the norm came
+        # of that. So each set has a folder of its own, and what comes out is held against the plain functions.
+        kind = torch.backends.cpu.get_cpu_capability().replace(" ", "")
+        own = f"{tempfile.gettempdir()}/torchinductor_{kind}_{getpass.getuser()}"
+        if os.environ.get(CACHE, own).startswith(
+            f"{tempfile.gettempdir()}/torchinductor_"
+        ):  # torch's own choice, or none
+            os.environ[CACHE] = own
         try:
             fused, summed = torch.compile(update, dynamic=True), torch.compile(norm_of, dynamic=True)
-            numbers, one = torch.ones(5, device=self.device), torch.ones((), device=self.device)
+            numbers = torch.full((5,), 0.5, device=self.device)
             for half in [None, torch.zeros(64, device=self.device).bfloat16()] if self.half else [None]:
-                w, grad, m, v = torch.zeros(4, 64, device=self.device)
+                w, grad, m, v = torch.linspace(1, 2, 256, device=self.device).view(4, 64).clone()
                 grad = grad if half is None else grad.bfloat16()
-                fused(w, grad, m, v, half, numbers, one, one > 0)
-                summed(grad)
+                plain = [None if t is None else t.clone() for t in (w, grad, m, v, half)]
+                update(*plain, numbers, numbers[0], numbers[0] > 0)
+                fused(w, grad, m, v, half, numbers, numbers[0], numbers[0] > 0)
+                seen, expected = [w, m, v, summed(grad)], [plain[0], plain[2], plain[3], norm_of(grad)]
+                if not all(torch.allclose(a, b, rtol=1e-4) for a, b in zip(seen, expected)):
+                    return "torch's compiler gave wrong numbers; empty its cache, $" + CACHE
         except Exception as error:  # whatever a compiler may say
             lines = str(error).strip().splitlines() or [type(error).__name__]
             return " ".join(lines[: 1 + lines[0].endswith("raised:")])
