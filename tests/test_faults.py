@@ -122,8 +122,9 @@ def test_a_folder_that_is_deleted_meanwhile(flags, obey, tmp_path, at):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="only Linux says how much memory is in use")
 def test_too_little_memory(flags, obey, whole, tmp_path):
-    """The system gives no more than 128 MB: texts of 64 tokens, 480 at a time, take more. In float32: before it gives up,
-    bf16 may end in a warning of torch's own, that it tries another product.
+    """The system gives no more than 128 MB: texts of 64 tokens, 480 at a time, take more.
+
+    In float32: of bf16 torch may first warn that it tries another product.
     """
     data, path = tmp_path / "long.csv", tmp_path / "run"
     data.write_text("text,label\n" + "".join(f"{'1 2 ' * 40},{i % 2}\n" for i in range(600)))
