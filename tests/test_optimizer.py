@@ -11,7 +11,17 @@ from conftest import TINY
 from torch import nn
 
 from minibert.engine import optimizer as module
-from minibert.engine.optimizer import AdamW, LossScaler, Schedule, linear_schedule, warmup_steps
+from minibert.engine.optimizer import (
+    PART,
+    AdamW,
+    LossScaler,
+    Schedule,
+    linear_schedule,
+    norm_by_parts,
+    norm_of,
+    norm_of_parts,
+    warmup_steps,
+)
 from minibert.model import BertClassifier
 
 
@@ -185,3 +195,25 @@ def test_what_was_compiled_for_other_instructions_is_not_taken(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda work, dynamic: half if work is module.norm_of else work)
     assert "wrong numbers" in optimizer.compile()
     assert os.environ[module.CACHE] == "/own"
+
+
+@pytest.mark.parametrize("count", [1, PART, 2 * PART - 1, 2 * PART, 5000, 8 * PART])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_the_norm_by_parts_is_the_norm(count, scale):
+    """Also where squares leave float32's range, above and below."""
+    gradient = torch.randn(count, generator=torch.Generator().manual_seed(count)) * scale
+    gradient[: count // 3] *= 1e-3
+    assert torch.equal(norm_by_parts(gradient), norm_of(gradient))
+    gradient, asked = gradient.bfloat16(), []
+    norm = norm_by_parts(gradient, of_parts=lambda parts: (asked.append(parts.shape), norm_of_parts(parts))[1])
+    torch.testing.assert_close(norm, gradient.double().norm(), rtol=1e-6, atol=0)
+    assert asked == ([(count // PART, PART)] if count >= 2 * PART else [])
+
+
+def test_the_norm_by_parts_of_nothing_and_of_what_is_not_finite():
+    assert norm_by_parts(torch.zeros(3 * PART).bfloat16()) == 0
+    for bad in (math.inf, -math.inf, math.nan):
+        for place in (0, PART + 1, 2 * PART + 5):
+            gradient = torch.ones(2 * PART + 9).bfloat16()
+            gradient[place] = bad
+            assert not norm_by_parts(gradient).isfinite()
