@@ -16,10 +16,12 @@ def guarded(command: Callable[[list[str]], int | None]) -> int:
 
     Of several processes the first one on each machine says what all of them end for.
     """
+    from minibert.allocator import steady
     from minibert.errors import InputError, OwnError, is_out_of_memory
     from minibert.launch import launch
     from minibert.lines import visible
 
+    steady()
     # Line by line, so that a log file shows each epoch when it ends; and no letter that a terminal lacks ends a run.
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     speaks = launch().local_rank == 0

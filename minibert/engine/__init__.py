@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minibert.allocator import tidy
 from minibert.data import Examples
 from minibert.engine.graph import CudaGraphs, Recorded
 from minibert.engine.machine import Machine
-from minibert.engine.memory import tidy
 from minibert.engine.network import Network, call_again, half_weights, length_multiple, network_for, with_copies
 from minibert.engine.optimizer import WORTH_COMPILING, AdamW, LossScaler, Schedule
 from minibert.engine.step import Loss, State, Sums, alone, classification, step

@@ -12,10 +12,7 @@ tests/test_memory.py counts what autograd keeps; `python -m minibert bench --mem
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +34,7 @@ Bytes = float
 PLAIN = 4  # bytes a number in float32
 
 # What glibc holds of blocks that are free, in holes that the next ones do not fit into, for each byte of activations
-# that is in use (measured: docs/scale.md). `tidy` mends that, in exchange for time.
+# that is in use (measured: docs/scale.md). `allocator.tidy` mends that, in exchange for time.
 HOLES = 0.4
 
 COMPILER = 0.2e9  # bytes: torch's, once it is imported, which torch's checkpointing does, too
@@ -121,15 +118,6 @@ def foretell(
     most, passing = max(at_once, key=sum)
     code = COMPILER * on_cpu * (checkpointing or updates * trained > WORTH_COMPILING)
     return Memory(weights, 2 * PLAIN * trained, most, passing * (1 + HOLES * (on_cpu and not checkpointing)), code)
-
-
-def tidy() -> None:
-    """From now on this process gives back blocks of a megabyte and more as soon as they are free, where the C library
-    is glibc. Left to itself it keeps those of up to 32 MB.
-    """
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
 
 
 def activations(

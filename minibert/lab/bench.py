@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from minibert import checkpoint, sources
+from minibert.allocator import steady
 from minibert.config import TrainConfig
 from minibert.data import Examples
 from minibert.engine import Engine, assemble
@@ -41,6 +42,7 @@ from minibert.lab.workloads import (
     bert_config,
     cases_on,
     make_examples,
+    measured,
     order,
     small_model,
     synchronize,
@@ -147,17 +149,14 @@ def format_case(c: dict[str, Any]) -> str:
 
 def measure(name: str, side: str, precision: str, device: str = "cpu") -> dict[str, float]:
     """One side of one case, in a process of its own."""
-    command = [sys.executable, "-m", "minibert.lab.bench", name, side, precision, device, str(time.time())]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise InputError(f"{name}, {side}: the measurement failed: {last}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return measured(f"{name}, {side}", "minibert.lab.bench", name, side, precision, device, str(time.time()))
 
 
 def main(name: str, side: str, precision: str, device: str, started: str) -> None:
     """What `measure` starts: time one side, print {ms, tokens, gflop, gb, rss_mb, start_seconds} a step as JSON."""
     case = cases_on(device)[name]
+    if side == "minibert":
+        steady()  # as its commands do
     if case.what == "job":
         figures = run_job(side, precision)
     else:

@@ -5,8 +5,6 @@ Every measurement is a process of its own: three steps on batches of one length,
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from minibert.allocator import steady
 from minibert.data import Examples
 from minibert.engine import assemble
 from minibert.engine.dropout import dropout_for
@@ -23,7 +22,7 @@ from minibert.engine.memory import foretell
 from minibert.engine.optimizer import Schedule
 from minibert.errors import InputError, Say
 from minibert.evaluation import predict
-from minibert.lab.workloads import LR, PLANNED
+from minibert.lab.workloads import LR, PLANNED, measured
 from minibert.model import BertClassifier, BertConfig
 
 GEOMETRIES = {  # layers, width, heads
@@ -123,16 +122,13 @@ def examples_of(case: MemoryCase) -> Examples:
 
 def measure(case: MemoryCase) -> float:
     """Bytes, in a process of its own."""
-    command = [sys.executable, "-m", "minibert.lab.memory", *map(str, astuple(case))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise InputError(f"{' '.join(map(str, astuple(case)))}: the measurement failed: {last}")
-    return json.loads(done.stdout.splitlines()[-1])
+    arguments = [str(value) for value in astuple(case)]
+    return measured(" ".join(arguments), "minibert.lab.memory", *arguments)
 
 
 def main(model: str, batch: str, length: str, precision: str, checkpointing: str) -> None:
     """What `measure` starts: prints the bytes."""
+    steady()
     case = MemoryCase(model, int(batch), int(length), precision, checkpointing == "True")
     data, machine = examples_of(case), machine_of(case)
     before = status("VmRSS")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,6 +18,7 @@ import torch
 from minibert import checkpoint, sources
 from minibert.config import TrainConfig
 from minibert.data import Examples, load_dataset
+from minibert.errors import InputError
 from minibert.model import BertClassifier, BertConfig
 from minibert.tokenizer import Tokenizer
 
@@ -50,6 +54,19 @@ CUDA_CASES = {
     "base-b16": CASES["base-b16"]._replace(steps=40),
     "base-b64": Case("base", 64, 20, "128"),
 }
+
+
+def measured(what: str, module: str, *arguments: str) -> Any:
+    """A measurement in a process of its own: what a module prints last, as JSON.
+
+    Raises:
+        InputError: it failed.
+    """
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise InputError(f"{what}: the measurement failed: {last}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def cases_on(device: str) -> dict[str, Case]:

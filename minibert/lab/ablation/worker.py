@@ -17,6 +17,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from minibert.allocator import steady
 from minibert.config import TrainConfig
 from minibert.errors import InputError
 from minibert.files import locked, write_json
@@ -108,6 +109,7 @@ def set_aside(path: Path, broken: Path) -> None:
 
 
 def main() -> None:
+    steady()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asked
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     orders: queue.SimpleQueue[str] = queue.SimpleQueue()

@@ -1,0 +1,68 @@
+"""minibert/allocator.py, in processes of their own: what it sets is for all of one."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+NAME = "THP_MEM_ALLOC_ENABLE"
+
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is spoken to")
+
+# Two blocks of 24 MB: freed, they stay for the next turn (steady), or go back to the system, page by page (tidy).
+FAULTS = """
+import ctypes, os, resource
+from minibert.allocator import steady, tidy
+c = ctypes.CDLL(None)
+c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def turn():
+    blocks = [c.malloc(size) for _ in range(2)]
+    for block in blocks:
+        ctypes.memset(block, 1, size)
+    for block in blocks:
+        c.free(block)
+size = 24 << 20
+WORK
+turn()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    turn()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, os.environ.get("THP_MEM_ALLOC_ENABLE"))
+"""
+
+
+def child(work, **variables):
+    left = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "THP_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS.replace("WORK", work)], env=left | variables, capture_output=True, text=True
+    )
+    assert not done.returncode, done.stderr
+    faults, huge = done.stdout.split()
+    return int(faults), huge
+
+
+@glibc
+def test_what_was_freed_is_there_for_the_next_step():
+    pages = 5 * 2 * (24 << 20) // os.sysconf("SC_PAGE_SIZE")  # if each block came anew from the system each time
+    kept, huge = child("steady()")
+    assert (kept < pages / 100, huge) == (True, "1")
+    given_back, _ = child("steady(); tidy()")
+    assert given_back > pages / 100
+
+
+@glibc
+def test_who_has_set_the_allocator_keeps_that():
+    kept, huge = child("steady()", MALLOC_MMAP_THRESHOLD_="1000000", THP_MEM_ALLOC_ENABLE="0")
+    assert (kept > 1000, huge) == (True, "0")
+
+
+def test_commands_ask_for_it_and_the_library_does_not():
+    script = "import os, minibert, minibert.training.run; print(os.environ.get('THP_MEM_ALLOC_ENABLE'))"
+    left = {name: value for name, value in os.environ.items() if not name.startswith("THP_")}
+    done = subprocess.run([sys.executable, "-c", script], env=left, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "None"
+    guarded = f"import os; from minibert.commands import guarded; guarded(lambda _: print(os.environ['{NAME}']))"
+    done = subprocess.run([sys.executable, "-c", guarded], env=left, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"
