@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from minibert.errors import InputError
 
 ROWS = 1024  # that are unpacked at a time
-MOST_BYTES = 2**32  # of a column in one group of rows, unpacked: a page of it is held
+MOST_BYTES = 2**32  # of a group of rows, unpacked: a page of each column is held
 
 
 def columns(path: Path, file: BinaryIO, names: Collection[str]) -> tuple[list[str], Iterator[dict[str, Any]]]:
@@ -30,7 +30,7 @@ def columns(path: Path, file: BinaryIO, names: Collection[str]) -> tuple[list[st
     def refused(error: Exception) -> InputError:
         return InputError(f"{path} cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}")
 
-    damaged = (pa.ArrowException, OSError, ValueError, OverflowError)  # as pyarrow tells it
+    damaged = (pa.ArrowException, OSError, ValueError, OverflowError, RuntimeError)  # as pyarrow tells it
     open_files = ExitStack()
     try:
         batches: Iterable[Any]
@@ -51,13 +51,12 @@ def columns(path: Path, file: BinaryIO, names: Collection[str]) -> tuple[list[st
     wanted, own = [every[place] for place in places], [schema.names[place] for place in places]
     if path.suffix.lower() == ".parquet":
         for group in range(table.num_row_groups):
-            parts = [table.metadata.row_group(group).column(i) for i in range(table.metadata.num_columns)]
-            for part in parts:
-                if part.path_in_schema in own and part.total_uncompressed_size > MOST_BYTES:
-                    raise InputError(
-                        f"{path}: {part.path_in_schema!r} has {part.total_uncompressed_size:,} bytes in one group of"
-                        f" rows; {MOST_BYTES:,} are the most: write the file with smaller groups"
-                    )
+            size = table.metadata.row_group(group).total_byte_size  # to ask for a damaged column's ends the process
+            if size > MOST_BYTES:
+                raise InputError(
+                    f"{path} has {size:,} bytes in one group of rows; {MOST_BYTES:,} are the most: write the file with"
+                    " smaller groups"
+                )
         batches, places = table.iter_batches(ROWS, columns=own), [*range(len(own))]
     elif start == b"ARROW1":
         batches = (table.get_batch(number) for number in range(table.num_record_batches))

@@ -167,7 +167,8 @@ def name_of(settings: Mapping[str, Any]) -> str:
     """
     told = {name: value for name, value in sorted(settings.items()) if name != "out" and value != DEFAULTS[name]}
     text = json.dumps(told)
-    return f"{re.sub(r'[^A-Za-z0-9.]+', '-', str(settings['init']))}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    start = re.sub(r"[^A-Za-z0-9.]+", "-", str(settings["init"]))[:100]
+    return f"{start}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
@@ -216,8 +217,8 @@ def check_content(file: Path, content: dict[str, Any]) -> None:
     if bad:
         raise InputError(f"{file}: {bad[0]!r} is not what python -m minibert ablate writes there")
     for name, settings in content["runs"].items():
-        if not re.fullmatch(r"\w[\w.-]*", name):
-            raise InputError(f"{file}: a run is called {name!r}; names are letters, digits, - and .")
+        if not re.fullmatch(r"\w[\w.-]{0,127}", name, re.ASCII):
+            raise InputError(f"{file}: a run is called {name!r}; names are up to 128 letters, digits, - and .")
         values = settings.values() if isinstance(settings, dict) else [[]]
         if not all(isinstance(value, str | int | float | None) for value in values):
             raise InputError(f"{file}: run {name} has settings that are no settings")
