@@ -28,9 +28,11 @@ def columns(path: Path, file: BinaryIO, names: Collection[str]) -> tuple[list[st
         raise InputError(f"{path} needs a package: pip install -e '.[data]'") from None
 
     def refused(error: Exception) -> InputError:
-        return InputError(f"{path} cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}")
+        why = "a batch of rows asks for more memory than there is" if isinstance(error, MemoryError) else str(error)
+        return InputError(f"{path} cannot be read: {(why or type(error).__name__).splitlines()[0]}")
 
-    damaged = (pa.ArrowException, OSError, ValueError, OverflowError, RuntimeError)  # as pyarrow tells it
+    # As pyarrow tells it.
+    damaged = (pa.ArrowException, OSError, ValueError, OverflowError, RuntimeError, MemoryError)
     open_files = ExitStack()
     try:
         batches: Iterable[Any]
