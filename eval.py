@@ -76,4 +76,4 @@ def compare(given: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(guarded(main, evaluates=True))

@@ -1,6 +1,6 @@
-"""How glibc keeps the memory that a training frees and asks for again in every step. Of other systems nothing is asked.
+"""How glibc keeps the memory that each step frees and asks for again. Of other systems nothing is asked.
 
-Both are for the whole process, so `steady` is for commands alone: whoever imports minibert has a process of their own.
+It is for the whole process, so `steady` is for commands alone: whoever imports minibert has a process of their own.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ from contextlib import suppress
 MMAP, TRIM = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of mallopt
 
 
-def steady() -> None:
-    """Before torch makes its first tensor: blocks of up to 32 MB are kept for the next step, and large ones lie in huge
-    pages. These sizes are where glibc's own rule ends after a while, often later than a short run: docs/log.md.
+def steady(evaluates: bool = False) -> None:
+    """Blocks of up to 32 MB are kept for the next step. glibc's own rule ends there, too, but only once blocks of that
+    size were freed, and gives the heap's end back before. Who has set glibc's allocator by its variables keeps that.
 
-    Who has set glibc's allocator by its variables keeps that.
+    Args:
+        evaluates: this process trains nothing. Large tensors then lie in huge pages, where blocks of many sizes leave
+            fewer holes: a third less memory. In training the same would take up to a quarter more (docs/log.md). It
+            has to be said before torch makes its first tensor.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's: tensors of 2 MB and more are aligned for them
+    if evaluates:
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's
     if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         mallopt(MMAP, 32 << 20)
         mallopt(TRIM, 64 << 20)

@@ -10,18 +10,18 @@ from contextlib import suppress
 from types import FrameType
 
 
-def guarded(command: Callable[[list[str]], int | None]) -> int:
+def guarded(command: Callable[[list[str]], int | None], evaluates: bool = False) -> int:
     """Run `command` on the arguments. What the user can mend is one line and exit code 2; Ctrl-C is 130; where nobody
     reads the output any more, as behind `| head`, it is 141, as a shell counts it.
 
-    Of several processes the first one on each machine says what all of them end for.
+    Of several processes the first one on each machine says what all of them end for. `evaluates`: see steady.
     """
     from minibert.allocator import steady
     from minibert.errors import InputError, OwnError, is_out_of_memory
     from minibert.launch import launch
     from minibert.lines import visible
 
-    steady()
+    steady(evaluates)
     # Line by line, so that a log file shows each epoch when it ends; and no letter that a terminal lacks ends a run.
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     speaks = launch().local_rank == 0

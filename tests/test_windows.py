@@ -130,6 +130,16 @@ def test_optional_arrays(save):
     assert table.channels == ["heart", "breath"]
 
 
+@pytest.mark.parametrize("letter", [0x110000, 0xFFFFFFFF, 0xD800])
+@pytest.mark.parametrize("array", ["y", "group"])
+def test_letters_that_are_none(save, array, letter):
+    """numpy holds 32 bits for each; Python then has no letter for it, or UTF-8 no bytes."""
+    names = np.array(list("abcdef"))
+    names.view(np.uint32)[3] = letter
+    with pytest.raises(InputError, match="not a readable .npz"):
+        read_windows(save(x=np.zeros((6, 4, 2)), **({"y": np.arange(6)} | {array: names})))
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int64, np.float16, np.float32])
 def test_numbers_of_any_kind(save, dtype):
     table = read_windows(save(x=np.arange(48).reshape(6, 4, 2).astype(dtype)))

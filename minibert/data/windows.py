@@ -163,7 +163,11 @@ def read_array(file: np.lib.npyio.NpzFile, name: str, path: Path) -> np.ndarray:
         ) from None
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{name} is no array")
-    return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
+    array = np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
+    if array.dtype.kind == "U" and name != "x":
+        for text in array.ravel().tolist():  # numpy holds any 32 bits for a letter
+            text.encode()
+    return array
 
 
 def choose_channels(wanted: str | None, table: Table) -> list[int]:

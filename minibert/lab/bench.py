@@ -156,7 +156,7 @@ def main(name: str, side: str, precision: str, device: str, started: str) -> Non
     """What `measure` starts: time one side, print {ms, tokens, gflop, gb, rss_mb, start_seconds} a step as JSON."""
     case = cases_on(device)[name]
     if side == "minibert":
-        steady()  # as its commands do
+        steady(evaluates=case.what == "eval")  # as its commands do
     if case.what == "job":
         figures = run_job(side, precision)
     else:
