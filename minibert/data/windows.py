@@ -241,11 +241,12 @@ class Encoding:
             made = replace(made, ranges=np.array(made.ranges, dtype=np.float64))
             names = [made.channels[place] for place in made.places]
             good = (
-                made.kind in ENCODINGS and is_whole(made.steps) and made.steps >= 1 and min(made.places) >= 0
+                isinstance(made.channels, list) and made.kind in ENCODINGS
+                and is_whole(made.steps) and made.steps >= 1 and min(made.places) >= 0
                 and made.names == names and made.ranges.shape == (len(names), 2) and np.isfinite(made.ranges).all()
                 and is_whole(made.bins) and made.bins >= 1 and made.bins ** len(names) <= MOST_CELLS
             )  # fmt: skip
-        except (TypeError, ValueError, IndexError, OverflowError):
+        except (TypeError, ValueError, LookupError, OverflowError):
             good = False
         if not good:
             raise InputError(f"an encoding of windows that no run has: {content!r:.200}")
