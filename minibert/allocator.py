@@ -1,6 +1,7 @@
-"""How glibc keeps the memory that each step frees and asks for again. Of other systems nothing is asked.
+"""How glibc keeps the memory that each step frees and asks for again. On other systems nothing is done.
 
-It is for the whole process, so `steady` is for commands alone: whoever imports minibert has a process of their own.
+It holds for the whole process, so `steady` is for commands alone: a program that imports minibert decides for itself.
+Settings made through glibc's own variables are kept.
 """
 
 from __future__ import annotations
@@ -12,21 +13,23 @@ from contextlib import suppress
 
 MMAP, TRIM = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of mallopt
 
+# Any of glibc's variables that sets one of the two, or ends its own rule for both.
+OWN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_")
+
 
 def steady(evaluates: bool = False) -> None:
     """Blocks of up to 32 MB are kept for the next step. glibc's own rule ends there, too, but only once blocks of that
-    size were freed, and gives the heap's end back before. Who has set glibc's allocator by its variables keeps that.
+    size were freed, and gives the heap's end back before.
 
     Args:
-        evaluates: this process trains nothing. Large tensors then lie in huge pages, where blocks of many sizes leave
-            fewer holes: a third less memory. In training the same would take up to a quarter more (docs/log.md). It
+        evaluates: this process, eval.py's, trains nothing. Large tensors then lie in huge pages, where blocks of many
+            sizes leave fewer holes: a third less memory. Training would take about a quarter more (docs/log.md). It
             has to be said before torch makes its first tensor.
     """
     if evaluates:
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's
-    if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
-        mallopt(MMAP, 32 << 20)
-        mallopt(TRIM, 64 << 20)
+    mallopt(MMAP, 32 << 20)
+    mallopt(TRIM, 64 << 20)
 
 
 def tidy() -> None:
@@ -36,6 +39,7 @@ def tidy() -> None:
 
 
 def mallopt(what: int, size: int) -> None:
-    if sys.platform == "linux":
+    chosen = any(name in os.environ for name in OWN) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform == "linux" and not chosen:
         with suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL(None).mallopt(what, size)

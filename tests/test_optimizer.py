@@ -189,10 +189,17 @@ def test_what_was_compiled_for_other_instructions_is_not_taken(monkeypatch):
     optimizer = AdamW(nn.Linear(4, 4).named_parameters())
     monkeypatch.setattr(torch, "compile", lambda work, dynamic: work)
     assert optimizer.compile() is None
-    assert torch.backends.cpu.get_cpu_capability().replace(" ", "") in os.environ[module.CACHE]
+    kind = f"{torch.backends.cpu.get_cpu_capability().replace(' ', '')}_{torch.get_num_threads()}_"
+    assert f"torchinductor_{kind}" in os.environ[module.CACHE]
     monkeypatch.setenv(module.CACHE, "/own")
     half = lambda grad: module.norm_of(grad[::2])  # noqa: E731
     monkeypatch.setattr(torch, "compile", lambda work, dynamic: half if work is module.norm_of else work)
+    assert "wrong numbers" in optimizer.compile()
+    layer = nn.Linear(4, 4)
+    copies = {"weight": nn.Parameter(layer.weight.detach().bfloat16())}
+    optimizer = AdamW(layer.named_parameters(), half=copies)
+    half = lambda parts: module.norm_of_parts(parts[::2])  # noqa: E731
+    monkeypatch.setattr(torch, "compile", lambda work, dynamic: half if work is module.norm_of_parts else work)
     assert "wrong numbers" in optimizer.compile()
     assert os.environ[module.CACHE] == "/own"
 

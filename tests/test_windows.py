@@ -132,7 +132,7 @@ def test_optional_arrays(save):
 
 @pytest.mark.parametrize("letter", [0x110000, 0xFFFFFFFF, 0xD800])
 @pytest.mark.parametrize("array", ["y", "group"])
-def test_letters_that_are_none(save, array, letter):
+def test_characters_that_unicode_does_not_have(save, array, letter):
     """numpy holds 32 bits for each; Python then has no letter for it, or UTF-8 no bytes."""
     names = np.array(list("abcdef"))
     names.view(np.uint32)[3] = letter

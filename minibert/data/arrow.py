@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from minibert.errors import InputError
 
 ROWS = 1024  # that are unpacked at a time
-MOST_BYTES = 2**32  # of a group of rows, unpacked: a page of each column is held
+MOST_BYTES = 2**32  # of a group of rows, unpacked, all columns together
 
 
 def columns(path: Path, file: BinaryIO, names: Collection[str]) -> tuple[list[str], Iterator[dict[str, Any]]]:
@@ -38,26 +38,26 @@ def columns(path: Path, file: BinaryIO, names: Collection[str]) -> tuple[list[st
         batches: Iterable[Any]
         if path.suffix.lower() == ".parquet":
             table = open_files.enter_context(parquet.ParquetFile(file))
-            schema = table.schema_arrow
+            schema, groups = table.schema_arrow, [table.metadata.row_group(i) for i in range(table.num_row_groups)]
         else:
             start = file.read(6)
             file.seek(0)
             table = open_files.enter_context(ipc.open_file(file) if start == b"ARROW1" else ipc.open_stream(file))
             schema = table.schema
+        every = [name.strip() for name in schema.names]
     except damaged as error:
         raise refused(error) from None
-    every = [name.strip() for name in schema.names]
     places = [place for place, name in enumerate(every) if name in names]
     for place in places:
         check_type(path, every[place], schema.types[place])
     wanted, own = [every[place] for place in places], [schema.names[place] for place in places]
     if path.suffix.lower() == ".parquet":
-        for group in range(table.num_row_groups):
-            size = table.metadata.row_group(group).total_byte_size  # to ask for a damaged column's ends the process
+        for group in groups:
+            size = group.total_byte_size  # asking a damaged column for its own size aborts the process
             if size > MOST_BYTES:
                 raise InputError(
                     f"{path} has {size:,} bytes in one group of rows; {MOST_BYTES:,} are the most: write the file with"
-                    " smaller groups"
+                    " smaller groups, or without the columns that are not needed"
                 )
         batches, places = table.iter_batches(ROWS, columns=own), [*range(len(own))]
     elif start == b"ARROW1":

@@ -165,7 +165,7 @@ def read_array(file: np.lib.npyio.NpzFile, name: str, path: Path) -> np.ndarray:
         raise ValueError(f"{name} is no array")
     array = np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
     if array.dtype.kind == "U" and name != "x":
-        for text in array.ravel().tolist():  # numpy holds any 32 bits for a letter
+        for text in array.ravel().tolist():  # numpy accepts any 32 bits as a character
             text.encode()
     return array
 

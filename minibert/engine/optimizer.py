@@ -74,10 +74,12 @@ def norm_of_parts(parts: Tensor) -> Tensor:
 
 
 def norm_by_parts(grad: Tensor, of_row: Norm = norm_of, of_parts: Norm = norm_of_parts) -> Tensor:
-    """`norm_of` with what two compiled functions do best: bf16 by parts, all else as one row."""
-    count = grad.numel() // PART if grad.dtype == torch.bfloat16 else 0
-    if count < 2:  # a dimension of 1 would be compiled anew
+    """`norm_of`, split between two compiled functions: bf16 goes by parts, all else as one row."""
+    if grad.dtype != torch.bfloat16:
         return of_row(grad)
+    count = grad.numel() // PART
+    if count < 2:  # a dimension of 1 would be compiled anew
+        return norm_of(grad)
     norm, rest = of_parts(grad[: count * PART].view(count, PART)), grad[count * PART :]
     return torch.hypot(norm, norm_of(rest)) if len(rest) else norm
 
@@ -193,9 +195,9 @@ class AdamW:
         # and what comes out is held against the plain functions.
         kind = f"{torch.backends.cpu.get_cpu_capability().replace(' ', '')}_{torch.get_num_threads()}"
         theirs = f"{tempfile.gettempdir()}/torchinductor_"
-        if os.environ.get(CACHE, theirs).startswith(theirs):  # not a folder that the user chose
-            os.environ[CACHE] = f"{theirs}{kind}_{getpass.getuser()}"
         try:
+            if os.environ.get(CACHE, theirs).startswith(theirs):  # not a folder that the user chose
+                os.environ[CACHE] = f"{theirs}{kind}_{os.getuid() if hasattr(os, 'getuid') else getpass.getuser()}"
             fused, norm = torch.compile(update, dynamic=True), torch.compile(norm_of, dynamic=True)
             if self.device.type == "cpu":
                 norm = partial(norm_by_parts, of_row=norm, of_parts=torch.compile(norm_of_parts, dynamic=True))

@@ -61,6 +61,7 @@ def take(grid: Path, name: str, settings: dict[str, Any], keep_weights: bool) ->
 
 def perform(order: dict[str, Any]) -> dict[str, Any]:
     """`take` what is asked for; what this process prints from now on goes to the run's log."""
+    steady()  # each time: a run with --gradient-checkpointing leaves it otherwise
     log = Path(order["grid"]) / "logs" / f"{order['name']}.txt"
     log.parent.mkdir(exist_ok=True)
     with open(log, "a", encoding="utf-8") as file:
@@ -109,7 +110,6 @@ def set_aside(path: Path, broken: Path) -> None:
 
 
 def main() -> None:
-    steady()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asked
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     orders: queue.SimpleQueue[str] = queue.SimpleQueue()
