@@ -166,6 +166,23 @@ def test_few_rows_are_unpacked_at_a_time(tmp_path, monkeypatch):
     assert most < 50_000_000  # all of them are 400 MB
 
 
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_pyarrow_reads_without_python(tmp_path, monkeypatch, name, kind):
+    """Its threads may outlive Python's, and a Python file that they hold then aborts the process. The file that is open
+    moves on all the same: progress is told by it.
+    """
+    path, given = put(tmp_path / name, {"text": [*"abcdefghij"], "label": ["a", "b"] * 5}, kind, rows=2), []
+    for module, opener in ((ipc, "open_file"), (ipc, "open_stream"), (parquet, "ParquetFile")):
+        real = getattr(module, opener)
+        monkeypatch.setattr(module, opener, lambda file, real=real: (given.append(type(file)), real(file))[1])
+    monkeypatch.setattr(arrow, "ROWS", 2)
+    with open(path, "rb") as file:
+        places = [file.tell() for _ in arrow.columns(path, file, ["text"])[1]]
+    assert given == [pa.OSFile]
+    assert places == sorted(places)
+    assert 0 < places[0] < places[-1] <= path.stat().st_size
+
+
 def test_without_pyarrow_one_line_says_what_to_install(tmp_path, monkeypatch):
     path = put(tmp_path / "a.parquet", GOOD)
     monkeypatch.setitem(sys.modules, "pyarrow", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
+from io import SEEK_END
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,7 +17,7 @@ MOST_BYTES = 2**32  # of a group of rows, unpacked, all columns together
 def columns(path: Path, file: BinaryIO, names: Collection[str]) -> tuple[list[str], Iterator[dict[str, Any]]]:
     """All columns' names, without blanks around them, and the rows of those in `names` that are there.
 
-    A cell without a value is an empty one.
+    A cell without a value is an empty one. `file` moves on with the rows, as far as what is read goes.
 
     Raises:
         InputError: pyarrow is not there, the file is damaged, or a column is of another type than texts and numbers.
@@ -36,13 +37,14 @@ def columns(path: Path, file: BinaryIO, names: Collection[str]) -> tuple[list[st
     open_files = ExitStack()
     try:
         batches: Iterable[Any]
+        source = open_files.enter_context(native(path, file))
         if path.suffix.lower() == ".parquet":
-            table = open_files.enter_context(parquet.ParquetFile(file))
+            table = open_files.enter_context(parquet.ParquetFile(source))
             schema, groups = table.schema_arrow, [table.metadata.row_group(i) for i in range(table.num_row_groups)]
         else:
             start = file.read(6)
             file.seek(0)
-            table = open_files.enter_context(ipc.open_file(file) if start == b"ARROW1" else ipc.open_stream(file))
+            table = open_files.enter_context(ipc.open_file(source) if start == b"ARROW1" else ipc.open_stream(source))
             schema = table.schema
         every = [name.strip() for name in schema.names]
     except damaged as error:
@@ -60,15 +62,19 @@ def columns(path: Path, file: BinaryIO, names: Collection[str]) -> tuple[list[st
                     " smaller groups, or without the columns that are not needed"
                 )
         batches, places = table.iter_batches(ROWS, columns=own), [*range(len(own))]
+        number = sum(-(-group.num_rows // ROWS) for group in groups)
     elif start == b"ARROW1":
-        batches = (table.get_batch(number) for number in range(table.num_record_batches))
+        number = table.num_record_batches
+        batches = (table.get_batch(place) for place in range(number))
     else:
-        batches = table
+        batches, number = table, 0  # nobody knows how many
 
     def rows() -> Iterator[dict[str, Any]]:
+        size = file.seek(0, SEEK_END)
         try:
             with open_files:
-                for batch in batches:
+                for place, batch in enumerate(batches, 1):
+                    file.seek(size * place // number if number else source.tell())
                     batch.validate(full=True)  # else offsets beyond the end of a hostile file would be followed
                     for first in range(0, batch.num_rows, ROWS):
                         some = batch.slice(first, ROWS)
@@ -79,6 +85,16 @@ def columns(path: Path, file: BinaryIO, names: Collection[str]) -> tuple[list[st
             raise refused(error) from None
 
     return every, rows()
+
+
+def native(path: Path, file: BinaryIO) -> Any:
+    """The file that is open, as pyarrow reads it without Python. Its threads may still hold the file when Python ends:
+    a Python file then aborts the process in place of the error that was to be said.
+    """
+    import pyarrow as pa
+
+    there = Path(f"/proc/self/fd/{file.fileno()}")
+    return pa.OSFile(str(there if there.exists() else path))
 
 
 def check_type(path: Path, name: str, kind: Any) -> None:
