@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from minibert.lab.ablation import worker
+
 NAME = "THP_MEM_ALLOC_ENABLE"
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is spoken to")
@@ -77,3 +79,14 @@ def test_evaluation_has_huge_pages_and_training_does_not(evaluates, huge):
 def test_who_imports_minibert_keeps_the_allocator_that_was():
     faults, huge = child("import minibert, minibert.training.run")
     assert (faults > 1000, huge) == (True, "None")
+
+
+def test_each_order_of_a_worker_begins_steady(tmp_path, monkeypatch):
+    """The run before may have left the allocator tidy."""
+    done = []
+    monkeypatch.setattr(worker, "steady", lambda: done.append("steady"))
+    monkeypatch.setattr(worker, "take", lambda *order: done.append("take"))
+    monkeypatch.setattr(worker.os, "dup2", lambda *descriptors: None)
+    for _ in range(2):
+        worker.perform({"grid": str(tmp_path), "name": "a", "settings": {}, "keep_weights": False})
+    assert done == ["steady", "take"] * 2

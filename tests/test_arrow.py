@@ -183,6 +183,16 @@ def test_pyarrow_reads_without_python(tmp_path, monkeypatch, name, kind):
     assert 0 < places[0] < places[-1] <= path.stat().st_size
 
 
+def test_a_batch_that_asks_for_absurd_memory(tmp_path, monkeypatch):
+    def absurd(source):
+        raise MemoryError
+
+    path = put(tmp_path / "a.arrow", GOOD, "file")
+    monkeypatch.setattr(ipc, "open_file", absurd)
+    with pytest.raises(InputError, match="cannot be read: a batch of rows asks for more memory than there is"):
+        read(path)
+
+
 def test_without_pyarrow_one_line_says_what_to_install(tmp_path, monkeypatch):
     path = put(tmp_path / "a.parquet", GOOD)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
